@@ -1,0 +1,1 @@
+"""The cryptography of lianmo, pure: arrays and bytes in and out (PROTOCOLS of the design)."""

@@ -1,0 +1,42 @@
+"""Every label that separates one derived stream from another: one list, each used at one place."""
+
+JOINT_SEED = b"lianmo/v1/joint-seed"
+NONCE_COMMITMENT = b"lianmo/v1/nonce-commitment"
+MATRIX_COMMITMENT = b"lianmo/v1/matrix-commitment"
+
+# row keys (protocols/oprf.py)
+OPRF_INFO = b"lianmo/v1/oprf-info"
+OPRF_BLIND = b"lianmo/v1/oprf-blind"
+OPRF_PROOF = b"lianmo/v1/oprf-proof"
+ROW_KEY = b"lianmo/v1/row-key"
+ROW_KEY_OF_JOB = b"lianmo/v1/row-key-of-job"
+ROW_KEY_TAG = b"lianmo/v1/row-key-tag"
+
+# sealed columns (protocols/sealed.py)
+COLUMN_KEY = b"lianmo/v1/column-key"
+COLUMN_NONCE = b"lianmo/v1/column-nonce"
+ZERO_SUM_MASK = b"lianmo/v1/zero-sum-mask"
+ROUNDING = b"lianmo/v1/rounding"
+
+# linear query (protocols/linear_query.py): public, from the joint seed
+PUBLIC_A = b"lianmo/v1/public-a"
+PUBLIC_PK1 = b"lianmo/v1/public-pk1"
+PUBLIC_C1 = b"lianmo/v1/public-c1"
+# linear query: the querier's
+OUTER_KEY = b"lianmo/v1/outer-key"
+OUTER_KEY_ERROR = b"lianmo/v1/outer-key-error"
+TOKEN_SECRET = b"lianmo/v1/token-secret"
+REQUEST_ERROR = b"lianmo/v1/request-error"
+QUERY_ERROR = b"lianmo/v1/query-error"
+# linear query: the department's
+REPLY_TERNARY = b"lianmo/v1/reply-ternary"
+REPLY_ERROR = b"lianmo/v1/reply-error"
+REPLY_MASK = b"lianmo/v1/reply-mask"
+REPLY_MASK_LOW = b"lianmo/v1/reply-mask-low"
+ANSWER_NOISE = b"lianmo/v1/answer-noise"
+FORWARD_MASK = b"lianmo/v1/forward-mask"
+
+# tasks (federation/tasks)
+QUANTISE = b"lianmo/v1/quantise"
+HOLD_OUT = b"lianmo/v1/hold-out"
+DECOY = b"lianmo/v1/decoy"
