@@ -1,0 +1,351 @@
+"""The signed objects of the federation: an object that exists is well formed (GOVERNANCE.md,
+Objects).
+
+Payloads are RFC 8785 JSON, so no floats anywhere: decimals are strings, times RFC 3339 in UTC with
+whole seconds. Unknown fields are refused. The id of an object is the SHA-256 of its payload.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from enum import StrEnum
+from typing import Annotated, ClassVar, Literal, Self
+
+import rfc8785
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
+
+from federation.errors import RefusalCode
+from federation.ledger import Disclosure, What
+
+# --- field types ----------------------------------------------------------------------------------
+
+
+def _nfc(text: str) -> str:
+    if unicodedata.normalize("NFC", text) != text or any(
+        unicodedata.category(c) == "Cc" for c in text
+    ):
+        raise ValueError("text must be NFC without control characters")
+    return text
+
+
+def _decimal(text: str) -> str:
+    try:
+        value = Decimal(text)
+    except InvalidOperation as error:
+        raise ValueError("not a decimal") from error
+    if not value.is_finite() or format(value, "f") != text:
+        raise ValueError("not a plain decimal")
+    return text
+
+
+def _utc(text: str) -> str:
+    if not re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", text):
+        raise ValueError("times are RFC 3339 in UTC with whole seconds: 2026-01-31T12:00:00Z")
+    datetime.fromisoformat(text)
+    return text
+
+
+Text = Annotated[str, StringConstraints(max_length=2000), AfterValidator(_nfc)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_nfc)]
+OrgId = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{1,31}$")]
+ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
+FieldName = Annotated[
+    str, StringConstraints(pattern=r"^[^\s\x00-\x1f]{1,64}$"), AfterValidator(_nfc)
+]
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Time = Annotated[str, AfterValidator(_utc)]
+Date = Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\d$")]
+DecimalText = Annotated[str, StringConstraints(max_length=32), AfterValidator(_decimal)]
+Count = Annotated[int, Field(ge=0, lt=1 << 53)]
+
+
+def utc_text(moment: datetime) -> str:
+    """A time as it stands in signed objects."""
+    if moment.tzinfo is None:
+        raise ValueError("a time without a zone")
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def utc_time(text: str) -> datetime:
+    """The time that a signed object's text means."""
+    return datetime.fromisoformat(text)
+
+
+class SignedObject(BaseModel):
+    """Base of everything that goes into an envelope; `kind` is part of the signed bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+    kind: ClassVar[str]
+    v: Literal[1] = 1
+
+    def payload(self) -> bytes:
+        """Canonical JSON: what is signed."""
+        return rfc8785.dumps(self.model_dump(mode="json"))
+
+    def digest(self) -> str:
+        """SHA-256 of the payload, the object's id."""
+        return hashlib.sha256(self.payload()).hexdigest()
+
+
+class Part(BaseModel):
+    """Base of what stands inside signed objects."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# --- jobs -----------------------------------------------------------------------------------------
+
+
+class Role(StrEnum):
+    """What a party does in a job."""
+
+    BANK = "bank"
+    DEPARTMENT = "department"
+    PLATFORM = "platform"
+
+
+class Purpose(StrEnum):
+    """The closed list of purposes; exactly one a job or grant."""
+
+    CREDIT_MODEL_TRAINING = "credit-model-training"
+    CREDIT_DECISION = "credit-decision"
+    POST_LOAN_MONITORING = "post-loan-monitoring"
+
+
+class CoverKind(StrEnum):
+    """Which rows a job runs over (PROTOCOLS.md section 0)."""
+
+    REGISTRY = "registry"
+    DECOY = "decoy"
+    CUSTOMERS = "customers"
+
+
+class JobParty(Part):
+    """One party of a job and exactly what it brings."""
+
+    org: OrgId
+    role: Role
+    dataset: ObjectName | None = None  # None for the platform
+    catalogue_digest: Digest | None = None  # of the dataset's signed catalogue entry
+    fields: tuple[FieldName, ...] = ()
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.role is Role.PLATFORM:
+            if self.dataset is not None or self.catalogue_digest is not None or self.fields:
+                raise ValueError("the platform brings no data")
+        elif self.dataset is None or self.catalogue_digest is None:
+            raise ValueError(f"{self.org} brings a dataset with its catalogue digest")
+        elif len(set(self.fields)) != len(self.fields) or (
+            self.role is Role.DEPARTMENT and not self.fields
+        ):
+            raise ValueError(f"{self.org} brings at least one field, each once")
+        return self
+
+
+class RegistrySnapshot(Part):
+    """The public list of enterprises that the job's rows refer to."""
+
+    digest: Digest
+    rows: Count
+    region: Name
+    as_of: Date
+
+
+class CoverRule(Part):
+    """Which registry rows take part; the exact list is the bank's, its size is everybody's."""
+
+    kind: CoverKind = CoverKind.REGISTRY
+    decoys: Annotated[int, Field(ge=2, le=1000)] | None = None  # k of decoy:k
+    rows: Count
+
+    @model_validator(mode="after")
+    def _k_for_decoys_only(self) -> Self:
+        if (self.kind is CoverKind.DECOY) != (self.decoys is not None):
+            raise ValueError("`decoys` goes with the cover kind `decoy`, and only with it")
+        return self
+
+
+class ScorecardParameters(Part):
+    """Binning, fit and scaling of a scorecard (PROTOCOLS.md section 7)."""
+
+    max_bins: Annotated[int, Field(ge=2, le=63)] = 32  # pre-bins a feature, missing bin besides
+    min_cohort: Annotated[int, Field(ge=5)] = 50
+    monotone: tuple[FieldName, ...] = ()  # features whose bad rate must run one way over the bins
+    min_iv: DecimalText = "0.00"  # features below take no part in the fit
+    penalty: DecimalText = "1.0"  # L2 on WOE coefficients, as 1/C of scikit-learn
+    openings: Annotated[int, Field(ge=0, le=20)] = 3
+    resolution: DecimalText = "0.25"  # of an opened training score, in logits
+    score_range: DecimalText = "8"  # opened training scores are clipped to +- this, in logits
+    evaluation: bool = True  # one score in points a customer is opened at the end
+    hold_out: DecimalText = "0.30"
+    base_score: Annotated[int, Field(ge=0, le=10_000)] = 600
+    base_odds: Annotated[int, Field(ge=1, le=100_000)] = 20  # goods to one bad at the base score
+    pdo: Annotated[int, Field(ge=1, le=1000)] = 40  # points that double the odds
+    reason_codes: Annotated[int, Field(ge=0, le=10)] = 4
+
+
+class QueryParameters(Part):
+    """Parameters of the linear query that the job's figures need (PROTOCOLS.md section 3)."""
+
+    t_bits: Annotated[int, Field(ge=8, le=40)]
+    reply_bits: Annotated[int, Field(ge=32, le=52)]
+    vmax: Annotated[int, Field(ge=1, le=1 << 20)]
+
+
+class Limits(Part):
+    """What the job may use at most; the owners' gates hold it to that."""
+
+    customers_max: Count  # row keys for so many enterprises; the true number stays unknown
+    customers_min: Count  # the bank's claim; exposure = tokens / customers_min
+    tokens: Count  # linear queries a department answers at most
+    tokens_between: Count = 0  # of department to department, a pair
+    wall_time_s: Annotated[int, Field(ge=1, le=30 * 86400)] = 3600
+
+
+class DeclaredDisclosure(Part):
+    """One line of what the job discloses; see `federation.ledger`."""
+
+    source: OrgId
+    to: OrgId
+    what: What
+    count: Count
+    bits: Annotated[int, Field(ge=0, le=64)]
+    per_enterprise: bool = False
+
+    def entry(self) -> Disclosure:
+        """The same as the ledger holds it."""
+        return Disclosure(
+            self.source, self.to, self.what, self.count, self.bits, self.per_enterprise
+        )
+
+
+class JobManifest(SignedObject):
+    """Everything that a job is: what is approved is the digest of this object."""
+
+    kind: ClassVar[str] = "job-manifest"
+
+    job: ObjectName
+    created: Time
+    purpose: Purpose
+    task: Literal["scorecard"] = "scorecard"
+    parties: tuple[JobParty, ...]
+    registry: RegistrySnapshot
+    cover: CoverRule
+    alignment: Literal["voprf"] = "voprf"
+    package_sha256: Digest
+    parameters: ScorecardParameters
+    query: QueryParameters
+    limits: Limits
+    disclosures: tuple[DeclaredDisclosure, ...]
+    outputs: tuple[OrgId, ...]  # who receives the model's report
+    not_before: Time
+    expires: Time
+    previous: Digest | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        orgs = [party.org for party in self.parties]
+        if len(set(orgs)) != len(orgs):
+            raise ValueError("each organisation is named once")
+        if len(self.of_role(Role.BANK)) != 1 or not self.of_role(Role.DEPARTMENT):
+            raise ValueError("a job has one bank and at least one department")
+        if len(self.of_role(Role.PLATFORM)) > 1:
+            raise ValueError("a job has at most one platform")
+        if not set(self.outputs) <= set(orgs):
+            raise ValueError("outputs go to parties of the job")
+        if self.not_before >= self.expires:
+            raise ValueError("the job expires before it may begin")
+        if not 0 < self.limits.customers_min <= self.limits.customers_max <= self.cover.rows:
+            raise ValueError("0 < customers_min <= customers_max <= rows of the cover")
+        return self
+
+    def of_role(self, role: Role) -> tuple[str, ...]:
+        """The organisations with that role, in the manifest's order."""
+        return tuple(party.org for party in self.parties if party.role is role)
+
+    @property
+    def bank(self) -> str:
+        """The label owner."""
+        return self.of_role(Role.BANK)[0]
+
+    @property
+    def departments(self) -> tuple[str, ...]:
+        """The feature owners, in the manifest's order."""
+        return self.of_role(Role.DEPARTMENT)
+
+    def party(self, org: str) -> JobParty:
+        """The entry of one organisation; KeyError if it has none."""
+        return {party.org: party for party in self.parties}[org]
+
+    def approvers(self) -> tuple[str, ...]:
+        """Who must approve: everybody but the proposer, whose signature is on the manifest."""
+        return tuple(party.org for party in self.parties if party.org != self.bank)
+
+
+class Decision(StrEnum):
+    """What an approver says."""
+
+    APPROVE = "approve"
+    REFUSE = "refuse"
+    WITHDRAW = "withdraw"
+
+
+class Approval(SignedObject):
+    """One organisation's word on exactly one manifest."""
+
+    kind: ClassVar[str] = "approval"
+
+    manifest: Digest
+    org: OrgId
+    decision: Decision
+    code: RefusalCode | None = None
+    words: Text = ""
+    created: Time
+    valid_from: Time
+    valid_until: Time
+    nonce: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+
+    @model_validator(mode="after")
+    def _reasoned(self) -> Self:
+        if (self.decision is Decision.REFUSE) != (self.code is not None):
+            raise ValueError("a refusal, and only a refusal, has a justification code")
+        if self.valid_from >= self.valid_until:
+            raise ValueError("the approval ends before it begins")
+        return self
+
+
+class RunRecord(SignedObject):
+    """What one party really did in one attempt, signed by its node's `run` key."""
+
+    kind: ClassVar[str] = "run-record"
+
+    job: ObjectName
+    manifest: Digest
+    org: OrgId
+    attempt: Count
+    package_sha256: Digest  # as this node computed it
+    fab_sha256: Digest
+    run_config_sha256: Digest
+    snapshot: Digest  # of the rows and columns that the gate handed out, salted
+    commitments: tuple[Digest, ...]  # of seed and matrix, made before the run
+    transcript: tuple[tuple[OrgId, Digest, Digest], ...]  # peer, frames sent, frames received
+    disclosures: tuple[DeclaredDisclosure, ...]
+    tokens: Count
+    output: Digest | None  # of this party's part of the model
+    outcome: Literal["succeeded", "failed", "refused", "stopped"]
+    stage: Text
+    started: Time
+    ended: Time

@@ -1,0 +1,75 @@
+"""What a party program is given: its channels, its randomness, its books, its ledger, its clock.
+
+The program is the same whether the channels cross the relay or stay in one process; with the same
+seed and data it sends the same bytes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from protocols.linear_query import AnswerBook, SpentBook
+
+from federation.channel import Channel
+from federation.errors import IntegrityError
+from federation.ledger import Ledger
+from federation.objects import JobManifest
+from protocols.errors import ProtocolError
+from protocols.streams import Randomness
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a party is: `step` of `steps` within a stage."""
+
+    stage: str
+    step: int
+    steps: int
+
+
+@dataclass(slots=True)
+class Party:
+    """One organisation in one attempt of one job."""
+
+    me: str
+    manifest: JobManifest
+    attempt: int
+    randomness: Randomness  # of this party, job and attempt
+    channels: Mapping[str, Channel] = field(repr=False)  # by peer
+    pair_seeds: Mapping[str, bytes] = field(repr=False)  # shared with each other department
+    ledger: Ledger
+    spent: SpentBook = field(repr=False)
+    answers: AnswerBook = field(repr=False)
+    executor: Executor | None = field(default=None, repr=False)
+    report: Callable[[Progress], None] = lambda progress: None
+    check: Callable[[], None] = lambda: None  # raises when the job was stopped or withdrawn
+    stage: str = "start"
+    seconds: dict[str, float] = field(default_factory=dict)  # wall time by stage
+
+    @property
+    def manifest_digest(self) -> bytes:
+        """What binds every draw and label to this very manifest."""
+        return bytes.fromhex(self.manifest.digest())
+
+    @contextmanager
+    def at(self, stage: str, steps: int = 1) -> Iterator[Callable[[int], None]]:
+        """A stage of the task: timed, reported, and named in whatever goes wrong inside it.
+
+        Yields a function to call with each finished step.
+        """
+        self.check()
+        self.stage, began = stage, time.monotonic()
+        self.report(Progress(stage, 0, steps))
+        try:
+            yield lambda step: self.report(Progress(stage, step, steps))
+        except ProtocolError as error:
+            todo = "both sides' transcripts go to the auditor; do not repeat the job unchanged"
+            text = str(error)
+            raise IntegrityError(text, party=self.me, stage=stage, todo=todo) from error
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - began
+        self.report(Progress(stage, steps, steps))
