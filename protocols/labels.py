@@ -7,6 +7,7 @@ MATRIX_COMMITMENT = b"lianmo/v1/matrix-commitment"
 # row keys (protocols/oprf.py)
 OPRF_INFO = b"lianmo/v1/oprf-info"
 OPRF_BLIND = b"lianmo/v1/oprf-blind"
+OPRF_ORDER = b"lianmo/v1/oprf-order"
 OPRF_PROOF = b"lianmo/v1/oprf-proof"
 ROW_KEY = b"lianmo/v1/row-key"
 ROW_KEY_OF_JOB = b"lianmo/v1/row-key-of-job"
