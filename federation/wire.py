@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 import rfc8785
 
-from protocols.errors import ProtocolError
+from protocols.errors import ParameterError, ProtocolError
 
 MAGIC = b"LM1\n"
 MAX_HEADER = 1 << 20
@@ -136,7 +136,7 @@ def _build(plain: Any, hint: Any, buffers: _Buffers) -> Any:
     values = {name: _build(names[name], inner, buffers) for name, inner in _hints(hint)}
     try:
         return hint(**values)
-    except ValueError as error:  # the type's own validation
+    except (ValueError, ParameterError) as error:  # the type's own validation
         raise ProtocolError(f"{hint.__name__} is not well formed: {error}") from error
 
 
@@ -156,7 +156,8 @@ def _array(plain: Any, dtype: np.dtype[Any], buffers: _Buffers) -> np.ndarray[An
         raise ProtocolError("an array has too many axes")
     sizes = [_count(axis) for axis in shape]
     raw = buffers.take(math.prod(sizes) * dtype.itemsize)
-    return np.frombuffer(raw, dtype).reshape(sizes)
+    # A copy is aligned and writable, as compiled kernels want it; the frame itself can be dropped.
+    return np.frombuffer(raw, dtype).reshape(sizes).copy()
 
 
 def _only(plain: Any, names: set[str]) -> dict[str, Any]:
