@@ -1,0 +1,1 @@
+"""Examples, each run by one command and read as documentation."""
