@@ -23,6 +23,7 @@ ROUNDING = b"lianmo/v1/rounding"
 PUBLIC_A = b"lianmo/v1/public-a"
 PUBLIC_PK1 = b"lianmo/v1/public-pk1"
 PUBLIC_C1 = b"lianmo/v1/public-c1"
+QUERY_CONTEXT = b"lianmo/v1/query-context"
 # linear query: the querier's
 OUTER_KEY = b"lianmo/v1/outer-key"
 OUTER_KEY_ERROR = b"lianmo/v1/outer-key-error"
@@ -36,8 +37,13 @@ REPLY_MASK = b"lianmo/v1/reply-mask"
 REPLY_MASK_LOW = b"lianmo/v1/reply-mask-low"
 ANSWER_NOISE = b"lianmo/v1/answer-noise"
 FORWARD_MASK = b"lianmo/v1/forward-mask"
+HINT_PADDING = b"lianmo/v1/hint-padding"
 
 # tasks (federation/tasks)
 QUANTISE = b"lianmo/v1/quantise"
 HOLD_OUT = b"lianmo/v1/hold-out"
 DECOY = b"lianmo/v1/decoy"
+
+# rows (federation/registry.py)
+REGISTRY = b"lianmo/v1/registry"
+COVER = b"lianmo/v1/cover"
