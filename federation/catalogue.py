@@ -29,7 +29,11 @@ from federation.objects import (
     SignedObject,
     Text,
     Time,
+    Usage,
 )
+
+# Levels and purposes are an approver's word: who may only propose or operate cannot lower a level.
+CATALOGUE_USAGE = Usage.APPROVE
 
 
 class FieldType(StrEnum):
@@ -113,6 +117,11 @@ class Dataset(SignedObject):
         if not self.features and FieldType.LABEL not in types:
             raise ValueError("a dataset without features and label serves nobody")
         return self
+
+    @property
+    def org(self) -> str:
+        """Whose signature an entry needs; the trust store holds every envelope to this name."""
+        return self.owner
 
     def field(self, name: str) -> Field:
         """The field of that name; KeyError if there is none."""

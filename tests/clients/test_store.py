@@ -1,0 +1,322 @@
+"""What a node remembers survives, on SQLite and on PostgreSQL, and is written once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine
+
+from clients import store as module
+from clients.store import Base, Reservation, Store, StoredDataset, StoredRegistry
+from federation.errors import Conflict, NotFound, Unavailable, UsageError
+from protocols.books import AnswerBook, BatchId, SpentBook, StoredAnswer
+from protocols.errors import ProtocolError
+
+NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
+SALT = bytes(32)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """A server of its own on a Unix socket; skipped where PostgreSQL is not installed."""
+    pytest.importorskip("psycopg")
+    control, become = shutil.which("pg_ctl"), shutil.which("runuser")
+    if control is None or (os.geteuid() == 0 and become is None):
+        pytest.skip("needs PostgreSQL's pg_ctl, and runuser where the tests run as root")
+    with tempfile.TemporaryDirectory(
+        prefix="lianmo-pg-", dir="/tmp"
+    ) as folder:  # a socket's path has at most 107 bytes
+        run = [control, "-D", f"{folder}/db", "-s", "-w"]
+        if os.geteuid() == 0:  # PostgreSQL refuses to be root
+            try:
+                shutil.chown(folder, "postgres")
+            except LookupError:
+                pytest.skip("there is no user postgres")
+            run = [str(become), "-u", "postgres", "--", *run]
+        subprocess.run([*run, "init", "-o", "-A trust -U lianmo"], check=True, capture_output=True)
+        options = f"-k {folder} -c listen_addresses='' -c fsync=off"
+        subprocess.run([*run, "-l", f"{folder}/log", "-o", options, "start"], check=True)
+        try:
+            yield f"postgresql+psycopg://lianmo@/postgres?host={folder}"
+        finally:
+            subprocess.run([*run, "-m", "immediate", "stop"], check=True)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'state.db'}"
+        return
+    url: str = request.getfixturevalue("postgresql")
+    yield url
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    engine.dispose()
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[Store]:
+    store = Store.open(url)
+    yield store
+    store.close()
+
+
+def dataset(name: str = "payments", file: str = "payments.a.parquet") -> StoredDataset:
+    return StoredDataset(
+        name=name,
+        source={"file": "payments.csv"},
+        columns=(("credit_code", "key"), ("paid", "number")),
+        rows=10,
+        unknown=1,
+        checked_against="0" * 64,
+        snapshot="1" * 64,
+        file=file,
+        added="2026-11-23T12:00:00Z",
+    )
+
+
+def reservation(attempt: int = 0, tokens: int = 30, manifest: str = "a" * 64) -> Reservation:
+    return Reservation(manifest, attempt, "bank_a", "payments", tokens, 1000, SALT)
+
+
+def test_the_migrations_make_exactly_the_model(store: Store) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    with store.reading() as session:
+        context = MigrationContext.configure(session.connection())
+        assert compare_metadata(context, Base.metadata) == []
+        assert context.get_current_revision() == module.HEAD
+
+
+def test_head_is_the_newest_script() -> None:
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(module.__file__).parent / "migrations"))
+    assert ScriptDirectory.from_config(config).get_current_head() == module.HEAD
+
+
+def test_four_processes_may_open_a_new_store_at_once(url: str) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        for opened in list(pool.map(Store.open, [url] * 4)):
+            assert opened.datasets.all() == ()
+            opened.close()
+
+
+def test_a_store_of_a_newer_release_is_left_alone(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'state.db'}"
+    Store.open(url).close()
+    connection = sqlite3.connect(tmp_path / "state.db")
+    connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.commit()
+    connection.close()
+    with pytest.raises(Conflict, match="newer release"):
+        Store.open(url)
+
+
+def test_the_file_is_private_and_commits_are_flushed(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    store = Store.open(f"sqlite:///{path}")
+    assert path.stat().st_mode & 0o777 == 0o600
+    with store.reading() as session:
+        connection = session.connection()
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "error"),
+    [
+        ("no url", UsageError),
+        ("oracle://db", UsageError),
+        ("nonsense://user:pa55word@db/x", UsageError),
+        ("sqlite:////no/such/folder/state.db", Unavailable),
+        ("postgresql+psycopg://user:pa55word@/x?host=/no/such/folder", Unavailable),
+    ],
+)
+def test_a_wrong_url_is_named_without_its_password(url: str, error: type[Exception]) -> None:
+    with pytest.raises(error) as raised:
+        Store.open(url)
+    assert "pa55word" not in str(raised.value)
+
+
+def test_what_was_written_is_there_after_a_restart(url: str) -> None:
+    first = Store.open(url)
+    first.registries.put(StoredRegistry("2" * 64, "济宁市", "2026-10-31", 7, "r", "now"))
+    first.datasets.put(dataset(), {"title": "Tax paid (纳税)"}, replace=False)
+    first.entries.set_signed("payments", b"envelope", "3" * 64, NOW)
+    first.jobs.put("4" * 64, "job-1", b"manifest", NOW)
+    first.jobs.put_approval("5" * 64, "4" * 64, "tax", b"approval", NOW)
+    first.jobs.set_decision("4" * 64, "approve")
+    first.close()
+    second = Store.open(url)
+    assert second.registries.current().region == "济宁市"
+    assert second.datasets.get("payments") == dataset()
+    assert second.entries.get("payments").draft == {"title": "Tax paid (纳税)"}
+    assert second.entries.get("payments").envelope == b"envelope"
+    (job,) = second.jobs.of_name("job-1")
+    assert (job.decision, job.approvals) == ("approve", (b"approval",))
+    second.close()
+
+
+def test_a_dataset_is_registered_once_and_replaced_only_on_demand(store: Store) -> None:
+    with pytest.raises(NotFound):
+        store.datasets.put(dataset(), {}, replace=True)
+    store.datasets.put(dataset(), {}, replace=False)
+    with pytest.raises(Conflict):
+        store.datasets.put(dataset(file="b"), {}, replace=False)
+    assert store.datasets.get("payments").file == "payments.a.parquet"
+    assert store.datasets.put(dataset(file="b"), {}, replace=True) == "payments.a.parquet"
+    assert store.datasets.remove("payments") == "b"
+    with pytest.raises(NotFound):
+        store.entries.get("payments")
+
+
+def test_only_the_newest_registry_is_current(store: Store) -> None:
+    for digest in ("2" * 64, "3" * 64, "2" * 64):
+        store.registries.put(StoredRegistry(digest, "济宁市", "2026-10-31", 7, "r", "now"))
+        assert store.registries.current().digest == digest
+
+
+def test_a_manifest_and_a_word_on_it_stay_as_they_were_first_seen(store: Store) -> None:
+    store.jobs.put("4" * 64, "job-1", b"manifest", NOW)
+    store.jobs.put("4" * 64, "other", b"other", NOW)
+    store.jobs.put_approval("5" * 64, "4" * 64, "tax", b"withdrawal", NOW)
+    store.jobs.put_approval("5" * 64, "4" * 64, "tax", b"other", NOW)
+    assert store.jobs.get("4" * 64).envelope == b"manifest"
+    assert store.jobs.approvals("4" * 64) == (b"withdrawal",)
+
+
+def test_an_attempt_counts_once_and_a_new_attempt_again(store: Store) -> None:
+    assert store.exposure.reserve(reservation(0), 100, NOW) == reservation(0)
+    other_salt = Reservation("a" * 64, 0, "bank_a", "payments", 30, 1000, b"x" * 32)
+    assert store.exposure.reserve(other_salt, 100, NOW) == reservation(0)
+    assert store.exposure.tokens("bank_a", "payments") == 30
+    assert store.exposure.reserve(reservation(1), 100, NOW) is not None
+    assert store.exposure.tokens("bank_a", "payments") == 60
+    assert store.exposure.tokens("bank_b", "payments") == 0
+
+
+def test_an_attempt_above_the_limit_leaves_no_entry(store: Store) -> None:
+    assert store.exposure.reserve(reservation(0), 30, NOW) is not None
+    assert store.exposure.reserve(reservation(1, tokens=1), 30, NOW) is None
+    assert store.exposure.tokens("bank_a", "payments") == 30
+
+
+def test_closing_lowers_an_entry_once_and_never_raises_it(store: Store) -> None:
+    store.exposure.reserve(reservation(0), 100, NOW)
+    with pytest.raises(RuntimeError):
+        store.exposure.close("a" * 64, 0, 31, NOW)
+    store.exposure.close("a" * 64, 0, 12, NOW)
+    store.exposure.close("a" * 64, 0, 3, NOW)
+    assert store.exposure.tokens("bank_a", "payments") == 12
+
+
+def test_of_twenty_attempts_at_once_only_those_within_the_limit_pass(store: Store) -> None:
+    def attempt(number: int) -> bool:
+        return store.exposure.reserve(reservation(number, tokens=10), 55, NOW) is not None
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(attempt, range(20))) == 5
+    assert store.exposure.tokens("bank_a", "payments") == 50
+
+
+def test_removing_a_dataset_does_not_forget_its_exposure(store: Store) -> None:
+    store.datasets.put(dataset(), {}, replace=False)
+    store.exposure.reserve(reservation(0), 100, NOW)
+    store.datasets.remove("payments")
+    assert store.exposure.tokens("bank_a", "payments") == 30
+
+
+def test_a_decoy_once_chosen_stays(store: Store) -> None:
+    first = [(b"A" * 18, b"B" * 18), (b"A" * 18, b"C" * 18)]
+    longer = [*first, (b"D" * 18, b"E" * 18)]
+    assert store.decoys.get() == (None, [])
+    store.decoys.extend(3, first)
+    store.decoys.extend(3, longer)
+    for k, pairs in ((4, longer), (3, first), (3, longer[::-1])):
+        with pytest.raises(Conflict):
+            store.decoys.extend(k, pairs)
+    assert store.decoys.get() == (3, longer)
+
+
+BATCH = BatchId(manifest=b"m" * 32, attempt=0, querier="bank_a", matrix="tax", batch=0)
+
+
+def test_a_token_is_spent_on_one_query_for_good(url: str) -> None:
+    store = Store.open(url)
+    token = BATCH.token(7)
+    assert store.spent.digest(token) is None
+    store.spent.spend(token, b"digest", b"bytes in flight")
+    store.spent.spend(token, b"digest", b"bytes in flight")
+    store.close()
+    store = Store.open(url)
+    with pytest.raises(ProtocolError):
+        store.spent.spend(token, b"other", b"other bytes")
+    assert store.spent.message(token) == b"bytes in flight"
+    store.spent.answered(token)
+    assert store.spent.message(token) is None
+    assert store.spent.digest(token) == b"digest"
+    assert store.spent.digest(BATCH.token(8)) is None
+    store.close()
+
+
+def test_a_token_has_one_answer_for_good(url: str) -> None:
+    store = Store.open(url)
+    token, answer = BATCH.token(7), StoredAnswer(b"digest", b"payload")
+    store.answers.grant(BATCH, b"request")
+    store.answers.grant(BATCH, b"request")
+    store.answers.record(token, answer)
+    store.answers.record(token, answer)
+    store.close()
+    store = Store.open(url)
+    for other in (StoredAnswer(b"other", b"payload"), StoredAnswer(b"digest", b"other")):
+        with pytest.raises(ProtocolError):
+            store.answers.record(token, other)
+    with pytest.raises(ProtocolError):
+        store.answers.grant(BATCH, b"another request")
+    assert store.answers.answered(token) == answer
+    assert store.answers.answered(BATCH.token(8)) is None
+    assert store.answers.tokens((b"m" * 32).hex(), 0) == 1
+    assert store.answers.tokens((b"m" * 32).hex(), 1) == 0
+    store.close()
+
+
+def test_the_books_are_those_of_the_protocol(store: Store) -> None:
+    spent: SpentBook = store.spent
+    answers: AnswerBook = store.answers
+    assert spent is not None
+    assert answers is not None
+
+
+def test_a_nonce_is_used_once_until_it_expires(store: Store) -> None:
+    until = NOW + timedelta(seconds=240)
+    assert store.nonces.use("request", "n", until, NOW)
+    assert not store.nonces.use("request", "n", until, NOW + timedelta(seconds=240))
+    assert store.nonces.use("approval", "n", until, NOW)
+    assert store.nonces.use("request", "n", until, NOW + timedelta(seconds=241))
+
+
+def test_an_error_inside_a_transaction_writes_nothing(store: Store) -> None:
+    def write_and_fail() -> None:
+        with store.writing(module.NonceRow) as session:
+            session.add(module.NonceRow(scope="s", nonce="n", expires="2030-01-01T00:00:00Z"))
+            session.flush()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_and_fail()
+    assert store.nonces.use("s", "n", NOW, NOW)
