@@ -7,10 +7,11 @@ whole seconds. Unknown fields are refused. The id of an object is the SHA-256 of
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import re
 import unicodedata
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from typing import Annotated, ClassVar, Literal, Self
@@ -56,6 +57,27 @@ def _utc(text: str) -> str:
     return text
 
 
+def _base64(text: str) -> str:
+    # one text for one value: a decoder that forgives spaces or padding would allow two
+    if base64.b64encode(base64.b64decode(text, validate=True)).decode() != text:
+        raise ValueError("not canonical base64")
+    return text
+
+
+_USCC = "0123456789ABCDEFGHJKLMNPQRTUWXY"
+_USCC_SUBJECT = (3, 7, 9, 10, 5, 8, 4, 2)
+
+
+def _uscc(text: str) -> str:
+    # One code without NumPy and pandas, which would triple the start-up of every command;
+    # `federation/codes.py` is the whole rule, and a test holds this against it.
+    subject = sum(w * int(c, 36) for w, c in zip(_USCC_SUBJECT, text[8:16], strict=True))
+    total = sum(pow(3, i, 31) * _USCC.index(c) for i, c in enumerate(text[:17]))
+    if text[16:] != "0123456789X"[-subject % 11] + _USCC[-total % 31]:
+        raise ValueError("not a unified social credit code: a check character is wrong")
+    return text
+
+
 Text = Annotated[str, StringConstraints(max_length=2000), AfterValidator(_nfc)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_nfc)]
 OrgId = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{1,31}$")]
@@ -64,6 +86,15 @@ FieldName = Annotated[
     str, StringConstraints(pattern=r"^[^\s\x00-\x1f]{1,64}$"), AfterValidator(_nfc)
 ]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Uscc = Annotated[
+    str, StringConstraints(pattern=r"^[0-9A-HJ-NPQRTUWXY]{18}$"), AfterValidator(_uscc)
+]
+KeyId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+AlgorithmName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$")]
+Base64 = Annotated[str, StringConstraints(max_length=4096), AfterValidator(_base64)]
+Pem = Annotated[
+    str, StringConstraints(max_length=8192, pattern=r"^-----BEGIN [A-Z ]+-----\n[A-Za-z0-9+/=\n-]+")
+]
 Time = Annotated[str, AfterValidator(_utc)]
 Date = Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\d$")]
 DecimalText = Annotated[str, StringConstraints(max_length=32), AfterValidator(_decimal)]
@@ -85,7 +116,7 @@ def utc_time(text: str) -> datetime:
 class SignedObject(BaseModel):
     """Base of everything that goes into an envelope; `kind` is part of the signed bytes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, hide_input_in_errors=True)
 
     kind: ClassVar[str]
     v: Literal[1] = 1
@@ -102,7 +133,125 @@ class SignedObject(BaseModel):
 class Part(BaseModel):
     """Base of what stands inside signed objects."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+# --- organisations and their keys -----------------------------------------------------------------
+
+
+class Usage(StrEnum):
+    """What a key is for; a key has exactly one usage."""
+
+    ADMIN = "admin"  # signs the card, that is all other keys
+    PROPOSE = "propose"
+    APPROVE = "approve"
+    GRANT = "grant"
+    REQUEST = "request"
+    ANSWER = "answer"
+    RUN = "run"
+    LOG = "log"
+    WITNESS = "witness"
+    ENCRYPT = "encrypt"
+    MASK = "mask"  # pairwise seeds of zero-sum masks
+    NODE = "node"  # Flower's authentication of the node
+    TLS = "tls"
+
+
+class OrgKind(StrEnum):
+    """What an organisation is in the network."""
+
+    DEPARTMENT = "department"
+    BANK = "bank"
+    GUARANTOR = "guarantor"
+    UTILITY = "utility"
+    PLATFORM = "platform"
+    AUDITOR = "auditor"
+
+
+class KeyStatus(StrEnum):
+    """Whether a key may be used; a hold can be lifted, a revocation cannot."""
+
+    ACTIVE = "active"
+    HOLD = "hold"
+    REVOKED = "revoked"
+
+
+KEY_LIFE_MAX = timedelta(days=366)
+
+
+class KeyRecord(Part):
+    """A public key as its organisation's card certifies it."""
+
+    key_id: KeyId  # SHA-256 of the SPKI, its first 16 bytes
+    usage: Usage
+    alg: AlgorithmName
+    spki: Base64  # DER
+    holder: Name  # the officer or service that has the private half
+    not_before: Time
+    not_after: Time
+    status: KeyStatus = KeyStatus.ACTIVE
+    since: Time | None = None  # of hold or revocation
+    reason: Text = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if hashlib.sha256(base64.b64decode(self.spki)).hexdigest()[:32] != self.key_id:
+            raise ValueError("the key id is not that of the key")
+        life = utc_time(self.not_after) - utc_time(self.not_before)
+        if not timedelta(0) < life <= KEY_LIFE_MAX:
+            raise ValueError(f"a key lives at most {KEY_LIFE_MAX.days} days")
+        if (self.status is KeyStatus.ACTIVE) != (self.since is None):
+            raise ValueError("a hold or revocation, and only these, has a time")
+        return self
+
+
+class Card(SignedObject):
+    """Who an organisation is, and all its public keys.
+
+    Signed by its admin key and, as proof of possession, by each signing key in it that is active.
+    Whether certificates and keys fit together is checked in `federation/trust.py`.
+    """
+
+    kind: ClassVar[str] = "card"
+
+    org: OrgId
+    name: Name  # for display; the identity is `uscc`
+    org_kind: OrgKind
+    uscc: Uscc
+    region: Name
+    profile: ObjectName = "intl"  # of cryptography; see federation/profile.py
+    serial: Annotated[int, Field(ge=1, lt=1 << 53)] = 1  # grows with every new card
+    created: Time
+    keys: Annotated[tuple[KeyRecord, ...], Field(min_length=1, max_length=256)]
+    ca_certificate: Pem
+    tls_certificate: Pem
+    node_key: Pem | None = None  # as Flower stores it
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len({key.key_id for key in self.keys}) != len(self.keys):
+            raise ValueError("each key stands once in a card, with one usage")
+        if sum(key.usage is Usage.ADMIN for key in self.keys) != 1:
+            raise ValueError("a card has exactly one admin key")
+        if not self.of_usage(Usage.TLS):
+            raise ValueError("a card has an active tls key")
+        return self
+
+    def of_usage(self, usage: Usage) -> tuple[KeyRecord, ...]:
+        """The keys for that use that are neither on hold nor revoked."""
+        return tuple(
+            key for key in self.keys if key.usage is usage and key.status is KeyStatus.ACTIVE
+        )
+
+    @property
+    def admin(self) -> KeyRecord:
+        """The key that certifies all others."""
+        return next(key for key in self.keys if key.usage is Usage.ADMIN)
+
+    def fingerprint(self) -> str:
+        """What two officers read to each other: SHA-256 of the admin key, in groups of four."""
+        text = hashlib.sha256(base64.b64decode(self.admin.spki)).hexdigest()
+        return "-".join(text[i : i + 4] for i in range(0, 64, 4))
 
 
 # --- jobs -----------------------------------------------------------------------------------------

@@ -1,0 +1,192 @@
+"""What every command shares: the home, the streams, `--json`, and errors as a person reads them.
+
+Data goes to stdout, prose and progress to stderr. A command that fails says on stderr what
+happened and what to do, and its exit code says of which sort it was; there is never a traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+
+from federation.errors import LianmoError, UsageError
+
+if TYPE_CHECKING:  # each costs 50 ms and more, and `--help` needs none of them
+    from rich.console import Console
+
+    from clients.home import Home
+    from federation.envelope import Envelope
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+def open_home() -> Home:
+    """The home that `--home`, LIANMO_HOME or the default names."""
+    from clients.home import Home
+
+    return Home.open()
+
+
+def console() -> Console:
+    """Prose and progress: on stderr, in colour on a terminal only."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """One line of prose, on stderr."""
+    click.echo(text, err=True)
+
+
+def emit(data: Any, as_json: bool, human: Callable[[], str] | str | None = None) -> None:
+    """Print a result: as one JSON document, or as `human` (text, or what makes it).
+
+    Without `human` a mapping becomes lines of name and value, a list of mappings a table.
+    """
+    plain = _plain(data)
+    if as_json:
+        click.echo(json.dumps(plain, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
+    elif human is not None:
+        click.echo(human if isinstance(human, str) else human())
+    elif text := _text(plain):
+        click.echo(text)
+
+
+def is_terminal() -> bool:
+    """Whether a person can be asked: both ends of the conversation are a terminal."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def read_envelope(file: Path) -> Envelope:
+    """A signed object from a file, or from stdin under the name `-`."""
+    from federation.envelope import MAX_ENVELOPE, Envelope
+
+    if str(file) == "-":
+        return Envelope.from_json(sys.stdin.buffer.read(MAX_ENVELOPE + 1))
+    with open_input(file) as stream:
+        return Envelope.from_json(stream.read(MAX_ENVELOPE + 1))
+
+
+def open_input(file: Path) -> Any:
+    """A file that the user named, opened to read bytes; UsageError if that cannot be."""
+    try:
+        return file.open("rb")
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {(error.strerror or 'error').lower()}") from None
+
+
+def run(command: Callable[[], Any]) -> int:
+    """Run a command line to its exit code; whatever goes wrong becomes a line on stderr.
+
+    LIANMO_DEBUG=1 lets our own bugs through with their traceback, for developers only: a traceback
+    may show data.
+    """
+    try:
+        code = command()
+    except LianmoError as error:
+        say(f"error: {error}")
+        return error.exit_code
+    except click.UsageError as error:
+        where = f"; see `{error.ctx.command_path} --help`" if error.ctx else ""
+        say(f"error: {_lower(error.format_message())}{where}")
+        return 2
+    except click.ClickException as error:
+        say(f"error: {_lower(error.format_message())}")
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        say("stopped")
+        return 130
+    except BrokenPipeError:  # `lianmo ... | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except Exception as error:  # the last line of defence: a traceback could show data
+        if os.environ.get("LIANMO_DEBUG"):
+            raise
+        what, code = _unexpected(error)
+        say(f"error: {what}")
+        return code
+    return code if isinstance(code, int) else 0
+
+
+def _unexpected(error: Exception) -> tuple[str, int]:
+    """An error that no command foresaw, told without its text, which may hold data."""
+    if isinstance(error, OSError):
+        place = f" ({Path(str(error.filename)).name})" if error.filename else ""
+        return f"{(error.strerror or type(error).__name__).lower()}{place}", 1
+    kinds = {kind.__name__ for kind in type(error).__mro__}  # by name: nothing has to be imported
+    if "ProtocolError" in kinds:
+        return f"{error}; both sides' transcripts go to the auditor", 4
+    if "ParameterError" in kinds:
+        return str(error), 1
+    todo = "this is a bug of lianmo; LIANMO_DEBUG=1 shows where, and may show data"
+    return f"unexpected {type(error).__name__}; {todo}", 1
+
+
+def _lower(text: str) -> str:
+    text = text.rstrip(".")
+    return text[:1].lower() + text[1:]
+
+
+def _plain(data: Any) -> Any:
+    """JSON's view of pydantic models and containers of them."""
+    if hasattr(data, "model_dump"):
+        return data.model_dump(mode="json")
+    if isinstance(data, Mapping):
+        return {str(key): _plain(value) for key, value in data.items()}
+    if isinstance(data, Sequence) and not isinstance(data, str | bytes):
+        return [_plain(item) for item in data]
+    return data if isinstance(data, bool | int | float | None) else str(data)
+
+
+def _text(plain: Any) -> str:
+    if isinstance(plain, dict):
+        width = max((display_width(key) for key in plain), default=0)
+        return "\n".join(f"{pad(key, width)}  {_cell(value)}" for key, value in plain.items())
+    if isinstance(plain, list) and plain and all(isinstance(row, dict) for row in plain):
+        return table(list(plain[0]), [[_cell(value) for value in row.values()] for row in plain])
+    if isinstance(plain, list):
+        return "\n".join(_cell(item) for item in plain)
+    return _cell(plain)
+
+
+def table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns of text, aligned also where a cell is Chinese."""
+    lines = [[name.upper() for name in names], *map(list, rows)]
+    widths = [max(display_width(line[i]) for line in lines) for i in range(len(names))]
+    padded = (
+        "  ".join(pad(cell, width) for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    )
+    return "\n".join(line.rstrip() for line in padded)
+
+
+def display_width(text: str) -> int:
+    """Columns that a text takes on a terminal."""
+    if text.isascii():
+        return len(text)
+    import unicodedata
+
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def pad(text: str, width: int) -> str:
+    """The text, filled up to a display width."""
+    return text + " " * (width - display_width(text))
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_cell(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(_cell(item) for item in value)
+    return "-" if value is None else str(value)

@@ -1,0 +1,142 @@
+"""The command line `lianmo NOUN VERB`: which nouns there are; each is imported when it is used.
+
+A noun is a module with `app`, a Typer. Other packages add nouns through the entry points of the
+group "lianmo.commands" (so `coordinator`, since clients must not import server).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint, entry_points, version
+from typing import Any
+
+import click
+import typer.main
+
+from clients.cli import common
+from federation.errors import Unavailable
+
+# Help stands here so that `lianmo --help` imports none of the modules.
+NOUNS = {
+    "init": ("clients.cli.init", "Make the home of one organisation: its keys and its card."),
+    "org": ("clients.cli.org", "Show this organisation's card and decide whom to trust."),
+    "registry": ("clients.cli.registry", "Keep the public list of enterprises."),
+    "catalogue": ("clients.cli.catalogue", "Describe what this organisation offers."),
+    "data": ("clients.cli.data", "Register and check this organisation's own tables."),
+    "job": ("clients.cli.job", "Propose, review, approve and follow joint jobs."),
+    "node": ("clients.cli.node", "Run this organisation's node."),
+    "lab": ("clients.cli.lab", "Try on one table what a joint job would gain."),
+}
+ADDED = {"coordinator": "Run the platform's coordinator."}
+FLAT = {"init", "lab"}  # a noun that is itself the command
+ENTRY_POINTS = "lianmo.commands"
+
+
+class Nouns(click.Group):
+    """The top level: knows the nouns by name and imports only the one that is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All nouns that are installed."""
+        own = [noun for noun, (module, _) in NOUNS.items() if importlib.util.find_spec(module)]
+        return own + sorted(_added().keys() - NOUNS.keys())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of a noun, imported now."""
+        if cmd_name in NOUNS and importlib.util.find_spec(NOUNS[cmd_name][0]):
+            return _command(cmd_name, importlib.import_module(NOUNS[cmd_name][0]).app)
+        if point := _added().get(cmd_name):
+            try:
+                return _command(cmd_name, point.load())
+            except ImportError as error:
+                todo = "install the whole package, or leave this command"
+                what = f"`{cmd_name}` cannot be loaded ({type(error).__name__})"
+                raise Unavailable(what, todo=todo) from error
+        return None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The nouns with one sentence each, without importing them."""
+        names = self.list_commands(ctx)
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _summary(name)) for name in names])
+
+
+def _command(name: str, app: typer.Typer) -> click.Command:
+    command = typer.main.get_command(app) if name in FLAT else typer.main.get_group(app)
+    command.name = name
+    _plain_help(command)
+    return command
+
+
+def _plain_help(command: click.Command) -> None:
+    """Help as plain text everywhere: frames and colours would double its start-up time."""
+    if hasattr(command, "rich_markup_mode"):
+        command.rich_markup_mode = None
+    for inner in getattr(command, "commands", {}).values():
+        _plain_help(inner)
+
+
+def _summary(name: str) -> str:
+    return NOUNS[name][1] if name in NOUNS else ADDED.get(name, "Added by another package.")
+
+
+def _added() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+
+
+def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        click.echo(f"lianmo {version('lianmo')}")
+        ctx.exit()
+
+
+def _use_home(ctx: click.Context, _: click.Parameter, path: str | None) -> None:
+    if path is not None and not ctx.resilient_parsing:
+        os.environ["LIANMO_HOME"] = path
+
+
+group = Nouns(
+    name="lianmo",
+    help="Joint credit models and authorised verification without moving raw records (联模).",
+    epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 refused, 4 signature or integrity, "
+    "5 not found, 6 conflict or stale, 7 unavailable.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    params=[
+        click.Option(
+            ["--home"],
+            metavar="DIRECTORY",
+            expose_value=False,
+            callback=_use_home,
+            help="This organisation's home; default: LIANMO_HOME, then ~/.lianmo.",
+        ),
+        click.Option(
+            ["--version"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_show_version,
+            help="Show the version.",
+        ),
+    ],
+)
+
+
+def call(arguments: Sequence[str]) -> int:
+    """Run one command line in this process; returns its exit code."""
+
+    def command() -> Any:
+        return group.main(list(arguments), prog_name="lianmo", standalone_mode=False)
+
+    return common.run(command)
+
+
+def main() -> None:
+    """The program `lianmo`."""
+    sys.exit(call(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""`lianmo org`: cards, and whom this organisation trusts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+
+from clients.cli.common import JsonFlag, emit, is_terminal, open_home, read_envelope, say, table
+
+if TYPE_CHECKING:
+    from federation.objects import Card
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.command()
+def card(
+    out: Annotated[Path | None, typer.Option(help="A file instead of stdout.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Give out this organisation's card, for others to trust."""
+    from federation.errors import UsageError
+    from federation.keyring import write
+
+    home = open_home()
+    envelope = home.card()
+    fingerprint = home.own().fingerprint()
+    if out is None:
+        click.echo(envelope.to_json())  # it is JSON, with and without --json
+    else:
+        try:
+            write(out, envelope.to_json() + b"\n")
+        except OSError as error:
+            reason = (error.strerror or "error").lower()
+            raise UsageError(f"cannot write {out}: {reason}") from None
+        emit({"org": home.org, "file": out, "fingerprint": fingerprint}, as_json)
+    say(f"tell them this fingerprint over another channel: {fingerprint}")
+
+
+@app.command()
+def trust(
+    file: Annotated[Path, typer.Argument(help="The card, or - for stdin.")],
+    fingerprint: Annotated[
+        str | None, typer.Option(help="What they told you over another channel.")
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask; you have compared the fingerprint.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Trust an organisation's card after comparing its fingerprint."""
+    from federation.errors import IntegrityError, Refused, UsageError
+    from federation.identity import is_fingerprint
+    from federation.trust import verify_card
+
+    home = open_home()
+    envelope = read_envelope(file)
+    found, _ = verify_card(envelope)
+    say(f"{found.org}: {found.name} ({found.org_kind}, {found.region})")
+    say(f"fingerprint: {found.fingerprint()}")
+    known = found.org in home.trust()
+    if fingerprint is not None:
+        if not is_fingerprint(found, fingerprint):
+            todo = "do not trust this card; ask them for it again over another channel"
+            raise IntegrityError("the fingerprint is another one", party=found.org, todo=todo)
+    elif not known and not yes:  # a newer card is held by the admin key of the older one
+        if not is_terminal():
+            todo = "ask them for the fingerprint and give it with --fingerprint"
+            raise UsageError("nobody here to confirm the fingerprint", todo=todo)
+        if not click.confirm("Did they tell you this fingerprint?", err=True):
+            raise Refused("not trusted", party=found.org)
+    trusted = home.trust_card(envelope)
+    emit(_row(trusted, home.org), as_json, f"{trusted.org} is trusted")
+
+
+@app.command("list")
+def list_(as_json: JsonFlag = False) -> None:
+    """List the organisations that this one trusts."""
+    home = open_home()
+    store = home.trust()
+    rows = [_row(store.card(org), home.org) for org in store]
+
+    def human() -> str:
+        names = ["org", "kind", "name", "region", "fingerprint", "until"]
+        return table(names, [[str(row[name]) for name in names] for row in rows])
+
+    emit(rows, as_json, human)
+
+
+@app.command()
+def show(
+    org: Annotated[str | None, typer.Argument(help="Default: this organisation.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show an organisation's card with its keys."""
+    home = open_home()
+    found = home.trust().card(org or home.org)
+    keys = [
+        {
+            "usage": key.usage,
+            "alg": key.alg,
+            "status": key.status,
+            "until": key.not_after[:10],
+            "key_id": key.key_id,
+            "holder": key.holder,
+        }
+        for key in found.keys
+    ]
+
+    def human() -> str:
+        row = _row(found, home.org)
+        head = "\n".join(f"{name:12} {value}" for name, value in row.items())
+        lines = [[str(value) for value in key.values()] for key in keys]
+        return f"{head}\n\n{table(list(keys[0]), lines)}"
+
+    emit({**_row(found, home.org), "keys": keys}, as_json, human)
+
+
+def _row(card: Card, me: str) -> dict[str, Any]:
+    from federation.objects import KeyStatus
+
+    ends = [key.not_after for key in card.keys if key.status is KeyStatus.ACTIVE]
+    return {
+        "org": card.org,
+        "name": card.name,
+        "kind": card.org_kind,
+        "uscc": card.uscc,
+        "region": card.region,
+        "serial": card.serial,
+        "created": card.created,
+        "until": min(ends)[:10],
+        "fingerprint": card.fingerprint(),
+        "self": card.org == me,
+    }

@@ -1,0 +1,142 @@
+"""One organisation's keys and the cards that it trusts, as files; for nodes and coordinator alike.
+
+    keys/<usage>.pem   private keys, 0600; a file that others may read is refused
+    keys/authority.pem issues the organisation's TLS certificates
+    tls.crt, ca.crt    what TLS libraries want as files
+    card.json          the organisation's own card, as it was signed
+    trust/<org>.json   cards of others, each as it was signed
+
+Every file is written beside its place and moved there, so that a crash leaves the old one.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from federation import identity
+from federation.envelope import Envelope, sign
+from federation.errors import IntegrityError, LianmoError, NotFound, Refused
+from federation.identity import Keys, PrivateKey
+from federation.objects import Card, Usage
+from federation.trust import TrustStore, verify_card
+
+DIRECTORY_MODE, SECRET_MODE, PUBLIC_MODE = 0o700, 0o600, 0o644
+
+
+class Keyring:
+    """The folder of one organisation; the same files may be changed by another process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._trust: tuple[object, TrustStore] | None = None
+
+    @classmethod
+    def create(cls, path: Path, keys: Keys, card: Card) -> Keyring:
+        """Write keys and card into an existing folder of mode 0700."""
+        (path / "keys").mkdir(mode=DIRECTORY_MODE)
+        (path / "trust").mkdir(mode=DIRECTORY_MODE)
+        for usage, key in keys.by_usage.items():
+            write(path / "keys" / f"{usage}.pem", key.pem(), SECRET_MODE)
+        write(path / "keys" / "authority.pem", keys.authority.pem(), SECRET_MODE)
+        write(path / "tls.crt", card.tls_certificate.encode())
+        write(path / "ca.crt", card.ca_certificate.encode())
+        envelope = sign(card, *identity.card_signers(keys.by_usage))
+        verify_card(envelope)  # what nobody else would accept must not leave this process
+        write(path / "card.json", envelope.to_json())
+        return cls(path)
+
+    def require_private(self) -> None:
+        """Raises Refused if anybody but the owner may read the keys (or list the folder)."""
+        for folder in (self.path, self.path / "keys"):
+            _require_mode(folder, DIRECTORY_MODE)
+        for file in sorted((self.path / "keys").iterdir()):
+            _require_mode(file, SECRET_MODE)
+
+    def key(self, usage: Usage) -> PrivateKey:
+        """This organisation's private key for that use.
+
+        Raises NotFound if it has none, IntegrityError if the file is not the key of the card.
+        """
+        file = self.key_file(usage)
+        if not file.is_file():
+            raise NotFound(f"this organisation has no {usage} key", party=self.own().org)
+        _require_mode(file, SECRET_MODE)
+        key = PrivateKey.from_pem(usage, file.read_bytes())
+        if key.key_id not in {record.key_id for record in self.own().of_usage(usage)}:
+            what = f"keys/{usage}.pem is not the {usage} key of this organisation's card"
+            raise IntegrityError(what, todo="restore both from the same backup")
+        return key
+
+    def key_file(self, usage: Usage) -> Path:
+        """Where a private key is, for libraries that want a file."""
+        return self.path / "keys" / f"{usage}.pem"
+
+    @property
+    def tls_files(self) -> tuple[Path, Path]:
+        """Certificate and private key of this organisation's TLS, for `load_cert_chain`."""
+        return self.path / "tls.crt", self.key_file(Usage.TLS)
+
+    def card(self) -> Envelope:
+        """This organisation's card, as others get it."""
+        return _read_card(self.path / "card.json")
+
+    def own(self) -> Card:
+        """The same, read."""
+        return self.card().unverified(Card)
+
+    def trust(self) -> TrustStore:
+        """Whom this organisation trusts, itself included; read again when a file changed."""
+        files = [self.path / "card.json", *sorted((self.path / "trust").glob("*.json"))]
+        state = [(file.name, (s := file.stat()).st_mtime_ns, s.st_size, s.st_ino) for file in files]
+        if self._trust is None or self._trust[0] != state:
+            self._trust = state, TrustStore(_read_card(file) for file in files)
+        return self._trust[1]
+
+    def trust_card(self, envelope: Envelope) -> Card:
+        """Trust an organisation's card, or its newer one; raises Conflict if it contradicts.
+
+        The caller has made sure of the fingerprint.
+        """
+        before = self.trust()
+        after = before.with_card(envelope)
+        card = envelope.unverified(Card)
+        if card.org == self.own().org:
+            if after.envelope(card.org) != before.envelope(card.org):
+                raise Refused("a card of this very organisation", party=card.org)
+            return card
+        write(self.path / "trust" / f"{card.org}.json", after.envelope(card.org).to_json())
+        return card
+
+
+def write(path: Path, content: bytes, mode: int = PUBLIC_MODE) -> None:
+    """Replace a file, or leave it as it was; it never exists with a wider mode than asked for."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def _read_card(file: Path) -> Envelope:
+    if not file.is_file():
+        raise NotFound(f"no {file.name} in this home", todo="make one with `lianmo init`")
+    try:
+        return Envelope.from_json(file.read_bytes())
+    except LianmoError as error:
+        raise IntegrityError(f"{file.name}: {error}", todo="restore it from a backup") from None
+
+
+def _require_mode(path: Path, mode: int) -> None:
+    found = path.stat()
+    if stat.S_IMODE(found.st_mode) & ~mode:
+        what = f"{path} has mode {stat.S_IMODE(found.st_mode):04o}, others could read it"
+        raise Refused(what, todo=f"run `chmod {mode:04o} {path}`, then think about new keys")
