@@ -1,12 +1,13 @@
 """Randomness as an argument: one master seed a party and job, one labelled stream a draw.
 
 Every draw is `HKDF(master, job, attempt, peer, stage, step, column, digest of the step's inputs)`
-(PROTOCOLS.md sections 3 and 6). The digest of the inputs is the rule that matters most: a stage that is run
-again with other values after a crash must never reuse a pad (CRYPTO_REVIEW.md F3, F4). A replay with the same
-seed, labels and inputs gives the same bytes.
+(PROTOCOLS.md sections 3 and 6). The digest of the inputs is the rule that matters most: a stage
+that is run again with other values after a crash must never reuse a pad (CRYPTO_REVIEW.md F3, F4).
+A replay with the same seed, labels and inputs gives the same bytes.
 
-Construction  HKDF-SHA256 (RFC 5869) for the key of a stream; AES-256-CTR from counter 0 for its bytes. A key
-              serves one stream and is used from its start once, so the counter never repeats under a key.
+Construction  HKDF-SHA256 (RFC 5869) for the key of a stream; AES-256-CTR from counter 0 for its
+              bytes. A key serves one stream and is used from its start once, so the counter never
+              repeats under a key.
 Encoding      length-prefixed, so no two label tuples share an encoding.
 """
 
@@ -63,7 +64,8 @@ class Stream:
         """The next uniform 64-bit words (little-endian), in C order."""
         out = np.zeros(shape, "<u8")
         if out.size:
-            block, view = 1 << 20, out.reshape(-1).view(np.uint8)
+            view = out.reshape(-1).view(np.uint8)
+            block = min(1 << 20, view.size)
             zero, buffer = bytes(block), bytearray(block + 16)
             for start in range(0, view.size, block):
                 size = min(block, view.size - start)
@@ -96,7 +98,7 @@ class Randomness:
         column: int | str = 0,
         inputs: bytes = b"",
     ) -> bytes:
-        """32 bytes for exactly this draw; `inputs` is the digest of all values that the draw protects."""
+        """32 bytes for exactly this draw; `inputs` digests all values that the draw protects."""
         info = encode(label, self.job, self.attempt, peer, stage, step, column, inputs)
         return HKDF(SHA256(), SEED_BYTES, salt=None, info=info).derive(self.master)
 

@@ -1,0 +1,51 @@
+"""How compiled loops are declared and spread over threads.
+
+Every kernel is compiled by numba once into its on-disk cache (`python -m protocols.warm`) and
+releases the GIL. Threads come from the caller's executor, not from numba's `parallel=True`: its
+default threading layers either abort when two parties of one process compute at once or do not
+survive a fork, and compile several times slower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import TypeVar, cast
+
+import numba
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+PIECES = 8  # a few times the cores of a small node, so that uneven pieces even out
+
+
+def kernel(function: Function) -> Function:
+    """Compile with a disk cache, no GIL, fused multiply-add and no other float liberty.
+
+    Fusing cannot change a result here: every float kernel works on integers that it computes
+    exactly (modular arithmetic) or rounds to the nearest integer with room to spare (the complex
+    transform).
+    """
+    compiled = numba.njit(cache=True, nogil=True, fastmath={"contract"})(function)
+    return cast("Function", compiled)
+
+
+def inlined(function: Function) -> Function:
+    """A piece of a kernel, put into each of its callers."""
+    return cast("Function", numba.njit(inline="always", fastmath={"contract"})(function))
+
+
+def spread(executor: Executor | None, count: int, work: Callable[[int, int], None]) -> None:
+    """Run `work(start, stop)` over 0..count in pieces, on the executor's threads if there is one.
+
+    `work` writes into arrays that it shares with the caller, each piece its own part. The executor
+    must not be the one that runs the caller: a pool that waits for itself never ends.
+    """
+    if executor is None or count < 2:
+        work(0, count)
+        return
+    pieces = min(PIECES, count)
+    cuts = [count * i // pieces for i in range(pieces + 1)]
+    futures = [executor.submit(work, cuts[i], cuts[i + 1]) for i in range(pieces)]
+    for future in futures:
+        future.result()
