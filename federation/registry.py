@@ -266,8 +266,7 @@ def extend_decoys(stored: Decoys, registry: Registry, customers: Codes, key: byt
     The decoys of a customer are the codes at PRF(key, code, 1), PRF(key, code, 2), ... on today's
     registry, leaving out whoever is in the cover. A new customer who is there already, as
     somebody's decoy, brings k decoys instead of k-1: each arrival adds k members, whoever it is.
-    `key`: 16 or 32 secret bytes of the bank, the same for ever. Raises UsageError if the registry
-    is too small.
+    `key`: a secret of the bank, the same for ever. Raises UsageError if the registry is too small.
     """
     customers = np.unique(customers)
     _require_positions(registry, customers)
@@ -282,11 +281,14 @@ def extend_decoys(stored: Decoys, registry: Registry, customers: Codes, key: byt
             f"{LARGEST_COVER:.0%} of {len(registry):,} enterprises",
             todo="use the cover `registry`, or a smaller k",
         )
+    drawing = digest(labels.DECOY, key)
     owners, decoys, counter = [stored.owners], [stored.decoys], 0
     while need.any():
         counter += 1
         short = np.flatnonzero(need)
-        drawn = (row_words(key, new[short], counter) % np.uint64(len(registry))).astype(np.int64)
+        drawn = (row_words(drawing, new[short], counter) % np.uint64(len(registry))).astype(
+            np.int64
+        )
         # Of customers who draw the same code, the first in order of codes gets it.
         first = np.zeros(len(drawn), np.bool_)
         first[np.unique(drawn, return_index=True)[1]] = True

@@ -10,6 +10,7 @@ Not covered  which inputs the bank asks for (the audit opens them); erasing the 
 
 Points are checked before use: whether rbcl raises or returns zeros for an invalid point depends on
 the function, and the identity is encoded as zeros, which it calls valid. We refuse both.
+Scalars are 32 bytes, little-endian, and stay with libsodium, whose arithmetic takes constant time.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TypeVar
 
 import numpy as np
@@ -36,7 +38,7 @@ DERIVE_KEY_PAIR, COMPOSITE_SEED = b"DeriveKeyPair" + CONTEXT, b"Seed-" + CONTEXT
 ORDER = 2**252 + 27742317777372353535851937790883648493  # RFC 9496 section 4
 POINT_BYTES = SCALAR_BYTES = 32
 PROOF_BYTES = 2 * SCALAR_BYTES
-IDENTITY = bytes(POINT_BYTES)
+IDENTITY, ZERO = bytes(POINT_BYTES), bytes(SCALAR_BYTES)
 INPUT_BYTES_MAX = 2**16 - 1  # RFC 9497 section 1.2
 PAD = b"pad|"  # inputs of a padded request; no code contains the separator
 
@@ -85,8 +87,8 @@ class EvaluatedBatch:
 class KeyPair:
     """A department's key for one bank and one snapshot."""
 
-    secret: int = field(repr=False)
-    public: bytes
+    secret: bytes = field(repr=False)  # a scalar
+    public: bytes  # a point
 
 
 class Department:
@@ -141,7 +143,7 @@ class Department:
         parts = _map(_row_key_block, executor, [self._key.secret] * len(blocks), blocks)
         return _rows(parts, ROW_KEY_BYTES)
 
-    def _proof_nonce(self, index: int, block: bytes) -> int:
+    def _proof_nonce(self, index: int, block: bytes) -> bytes:
         # One nonce under two challenges gives the key away. All that the challenge hashes follows
         # from the key and the block, so equal inputs here mean an equal challenge.
         inputs = digest(self.public, block)
@@ -244,33 +246,39 @@ def derive_key_pair(seed: bytes, info: bytes) -> KeyPair:
         raise ValueError("DeriveKeyPair takes 32 bytes of seed and at most 65,535 of info")
     prefix = seed + _prefixed(info)
     for counter in range(256):
-        if secret := _scalar(_expand(prefix + bytes([counter]), DERIVE_KEY_PAIR)):
+        secret = _scalar(_expand(prefix + bytes([counter]), DERIVE_KEY_PAIR))
+        if secret != ZERO:
             return KeyPair(secret, _multiply_base(secret))
     raise RuntimeError("DeriveKeyPair: 256 zero scalars")  # 2^-64,000
 
 
-def blind(data: bytes, scalar: int) -> bytes:
+def blind(data: bytes, scalar: bytes) -> bytes:
     """RFC 9497 section 3.3.2, Blind."""
     return _multiply(scalar, _hash_to_group(data))
 
 
-def blind_evaluate(key: KeyPair, blinded: Sequence[bytes], nonce: int) -> tuple[list[bytes], bytes]:
+def blind_evaluate(
+    key: KeyPair, blinded: Sequence[bytes], nonce: bytes
+) -> tuple[list[bytes], bytes]:
     """RFC 9497 section 3.3.2, BlindEvaluate: the evaluated elements and one proof for all."""
     evaluated = [_multiply(key.secret, element) for element in blinded]
     weights = _composite_weights(key.public, blinded, evaluated)
     m = _weighted_sum(weights, blinded)
     z = _multiply(key.secret, m)
     c = _challenge(key.public, m, z, _multiply_base(nonce), _multiply(nonce, m))
-    return evaluated, _encode_scalar(c) + _encode_scalar((nonce - c * key.secret) % ORDER)
+    return evaluated, c + bytes(
+        rbcl.crypto_core_ristretto255_scalar_sub(nonce, _times(c, key.secret))
+    )
 
 
 def verify(
     public: bytes, blinded: Sequence[bytes], evaluated: Sequence[bytes], proof: bytes
 ) -> bool:
     """RFC 9497 section 2.2.2, VerifyProof, for points that were checked."""
-    c, s = (int.from_bytes(part, "little") for part in (proof[:32], proof[32:]))
-    if len(proof) != PROOF_BYTES or c >= ORDER or s >= ORDER:
-        return False  # one encoding a scalar, or a proof could be altered and still hold
+    c, s = proof[:SCALAR_BYTES], proof[SCALAR_BYTES:]
+    # One encoding a scalar, or a proof could be altered and still hold.
+    if len(proof) != PROOF_BYTES or any(int.from_bytes(x, "little") >= ORDER for x in (c, s)):
+        return False
     weights = _composite_weights(public, blinded, evaluated)
     m, z = _weighted_sum(weights, blinded), _weighted_sum(weights, evaluated)
     t2 = _add(_multiply_base(s), _multiply(c, public))
@@ -278,12 +286,12 @@ def verify(
     return c == _challenge(public, m, z, t2, t3)
 
 
-def finalize(data: bytes, inverse_of_blind: int, evaluated: bytes) -> bytes:
+def finalize(data: bytes, inverse_of_blind: bytes, evaluated: bytes) -> bytes:
     """RFC 9497 section 3.3.2, Finalize, after the proof was verified: 64 bytes."""
     return _output(data, _multiply(inverse_of_blind, evaluated))
 
 
-def evaluate(secret: int, data: bytes) -> bytes:
+def evaluate(secret: bytes, data: bytes) -> bytes:
     """RFC 9497 section 3.3.1, Evaluate: what the key's owner computes for itself, 64 bytes."""
     return _output(data, _multiply(secret, _hash_to_group(data)))
 
@@ -294,7 +302,7 @@ def _output(data: bytes, element: bytes) -> bytes:
 
 def _composite_weights(
     public: bytes, blinded: Sequence[bytes], evaluated: Sequence[bytes]
-) -> list[int]:
+) -> list[bytes]:
     seed = hashlib.sha512(_prefixed(public) + _prefixed(COMPOSITE_SEED)).digest()
     head = _prefixed(seed)
     return [
@@ -305,7 +313,7 @@ def _composite_weights(
     ]
 
 
-def _challenge(*points: bytes) -> int:
+def _challenge(*points: bytes) -> bytes:
     return _hash_to_scalar(b"".join(map(_prefixed, points)) + b"Challenge")
 
 
@@ -331,64 +339,62 @@ def _hash_to_group(data: bytes) -> bytes:
     return bytes(rbcl.crypto_core_ristretto255_from_hash(_expand(data, HASH_TO_GROUP)))
 
 
-def _hash_to_scalar(data: bytes) -> int:
+def _hash_to_scalar(data: bytes) -> bytes:
     return _scalar(_expand(data, HASH_TO_SCALAR))
 
 
-def _scalar(wide: bytes) -> int:
+def _scalar(wide: bytes) -> bytes:
     """64 uniform bytes to a scalar; the bias of the reduction is 2^-259."""
-    return int.from_bytes(wide, "little") % ORDER
+    return bytes(rbcl.crypto_core_ristretto255_scalar_reduce(wide))
 
 
-def _encode_scalar(scalar: int) -> bytes:
-    return scalar.to_bytes(SCALAR_BYTES, "little")
+def _times(s: bytes, t: bytes) -> bytes:
+    return bytes(rbcl.crypto_core_ristretto255_scalar_mul(s, t))
 
 
-def _multiply(scalar: int, point: bytes) -> bytes:
+def _multiply(scalar: bytes, point: bytes) -> bytes:
     # rbcl has no answer for results that are the identity; a hostile proof may ask for one.
-    if scalar == 0 or point == IDENTITY:
+    if scalar == ZERO or point == IDENTITY:
         return IDENTITY
-    return bytes(rbcl.crypto_scalarmult_ristretto255(_encode_scalar(scalar), point))
+    return bytes(rbcl.crypto_scalarmult_ristretto255(scalar, point))
 
 
-def _multiply_base(scalar: int) -> bytes:
-    if scalar == 0:
+def _multiply_base(scalar: bytes) -> bytes:
+    if scalar == ZERO:
         return IDENTITY
-    return bytes(rbcl.crypto_scalarmult_ristretto255_base(_encode_scalar(scalar)))
+    return bytes(rbcl.crypto_scalarmult_ristretto255_base(scalar))
 
 
 def _add(p: bytes, q: bytes) -> bytes:
     return bytes(rbcl.crypto_core_ristretto255_add(p, q))
 
 
-def _weighted_sum(weights: Sequence[int], points: Sequence[bytes]) -> bytes:
+def _weighted_sum(weights: Sequence[bytes], points: Sequence[bytes]) -> bytes:
     total = IDENTITY
     for weight, point in zip(weights, points, strict=True):
         total = _add(total, _multiply(weight, point))
     return total
 
 
-def _invert_all(scalars: Sequence[int]) -> list[int]:
+def _invert_all(scalars: Sequence[bytes]) -> list[bytes]:
     """Montgomery's trick: one inversion for all (none is zero)."""
-    products, total = [], 1
-    for scalar in scalars:
-        products.append(total)
-        total = total * scalar % ORDER
-    inverse, out = pow(total, -1, ORDER), [0] * len(scalars)
-    for i in range(len(scalars) - 1, -1, -1):
-        out[i] = inverse * products[i] % ORDER
-        inverse = inverse * scalars[i] % ORDER
-    return out
+    products = list(accumulate(scalars, _times))
+    inverse = bytes(rbcl.crypto_core_ristretto255_scalar_invert(products[-1]))
+    out = []
+    for scalar, before in zip(scalars[:0:-1], products[-2::-1], strict=True):
+        out.append(_times(inverse, before))
+        inverse = _times(inverse, scalar)
+    return [inverse, *out[::-1]]
 
 
 # --- blocks: module level, bytes in and out, so that any executor can run them
 
 
-def _blind_block(inputs: Sequence[bytes], blinds: Sequence[int]) -> bytes:
+def _blind_block(inputs: Sequence[bytes], blinds: Sequence[bytes]) -> bytes:
     return b"".join(map(blind, inputs, blinds))
 
 
-def _evaluate_block(key: KeyPair, elements: bytes, nonce: int) -> tuple[bytes, bytes]:
+def _evaluate_block(key: KeyPair, elements: bytes, nonce: bytes) -> tuple[bytes, bytes]:
     evaluated, proof = blind_evaluate(key, _points(elements), nonce)
     return b"".join(evaluated), proof
 
@@ -399,14 +405,14 @@ def _verify_block(public: bytes, blinded: bytes, evaluated: bytes, proof: bytes)
         raise ProtocolError("a proof of the evaluated elements does not hold")
 
 
-def _finalize_block(inputs: Sequence[bytes], inverses: Sequence[int], evaluated: bytes) -> bytes:
+def _finalize_block(inputs: Sequence[bytes], inverses: Sequence[bytes], evaluated: bytes) -> bytes:
     return b"".join(
         _row_key(finalize(data, inverse, element))
         for data, inverse, element in zip(inputs, inverses, _points(evaluated), strict=True)
     )
 
 
-def _row_key_block(secret: int, inputs: Sequence[bytes]) -> bytes:
+def _row_key_block(secret: bytes, inputs: Sequence[bytes]) -> bytes:
     return b"".join(_row_key(evaluate(secret, data)) for data in inputs)
 
 

@@ -12,6 +12,7 @@ from protocols.streams import Randomness, digest
 CODES = np.array([b"%018d" % i for i in range(12)])
 KEY, MARK = (key_for(digest(seed), "bank_a", digest("snapshot")) for seed in ("tax", "mark"))
 OURS = Randomness(digest("bank"), digest("job"), 0)
+NONCE = (12345).to_bytes(32, "little")
 THEIRS = Randomness(digest("tax"), digest("job"), 0)
 
 
@@ -22,8 +23,8 @@ class MarkingDepartment(Department):
         self, batch: BlindedBatch, executor: object = None, place: int = 3
     ) -> EvaluatedBatch:
         elements = [row.tobytes() for row in batch.elements]
-        evaluated, proof = oprf.blind_evaluate(KEY, elements, 12345)
-        evaluated[place] = oprf.blind_evaluate(MARK, elements[place : place + 1], 12345)[0][0]
+        evaluated, proof = oprf.blind_evaluate(KEY, elements, NONCE)
+        evaluated[place] = oprf.blind_evaluate(MARK, elements[place : place + 1], NONCE)[0][0]
         rows = np.frombuffer(b"".join(evaluated), np.uint8).reshape(-1, 32)
         return EvaluatedBatch(rows, np.frombuffer(proof, np.uint8).reshape(1, 64))
 

@@ -1,4 +1,7 @@
-"""CRYPTO_REVIEW.md F4: what a stage that is run again tells, with the defence off and on."""
+"""CRYPTO_REVIEW.md F4, F12: what a repeated stage tells, what one key for all banks opens.
+
+Each attack wins with its defence off and loses with it on.
+"""
 
 from dataclasses import replace
 
@@ -7,7 +10,19 @@ import pytest
 from numpy.typing import NDArray
 
 from protocols.errors import ProtocolError
-from protocols.sealed import Department, SealedColumn, Step, ValueRange, _column_key, _pad
+from protocols.oprf import Department as KeyOwner
+from protocols.oprf import KeyPair, key_for
+from protocols.row_keys import keys_of_job
+from protocols.sealed import (
+    Department,
+    SealedColumn,
+    Step,
+    ValueRange,
+    _column_key,
+    _pad,
+    open_sum,
+    round_scores,
+)
 from protocols.streams import EVERYBODY, Randomness, digest
 
 ROWS = 200
@@ -108,3 +123,56 @@ def test_columns_of_one_step_share_no_pad() -> None:
     ]
     for i, one in enumerate(columns):
         assert not any(np.any(one == other) for other in columns[:i])
+
+
+# --- F12: one key for all banks
+
+
+def rows_that_open(key_of_a: KeyPair, key_of_b: KeyPair) -> int:
+    """Bank A relays what the department sealed for bank B and tries its own row keys on it."""
+    codes = np.array([b"%018d" % i for i in range(12)])
+    ours, theirs = (
+        keys_of_job(
+            KeyOwner(key, 1, Randomness(bytes(32), ALONE.job, 1)).row_keys(codes), ALONE.job
+        )
+        for key in (key_of_a, key_of_b)
+    )
+    step = replace(ALONE, bank="bank_b")
+    column = Department("tax", theirs, Randomness(bytes(32), step.job, 1), {}).seal(
+        step, BEFORE[:12]
+    )
+    opened = open_sum(step, [column], {"tax": ours}, np.arange(12))
+    return int(np.count_nonzero(opened.valid & (opened.values == BEFORE[:12])))
+
+
+def test_under_one_key_for_all_banks_a_bank_opens_what_was_sealed_for_another() -> None:
+    one = key_for(digest("tax"), "everybody", digest("snapshot"))
+    assert rows_that_open(one, one) == 12
+
+
+def test_under_a_key_for_each_bank_it_opens_nothing() -> None:
+    keys = [key_for(digest("tax"), bank, digest("snapshot")) for bank in ("bank_a", "bank_b")]
+    assert rows_that_open(*keys) == 0
+
+
+# --- repeated openings of a score
+
+
+SCORES = RNG.normal(size=ROWS)
+CODES = np.array([b"%018d" % i for i in range(ROWS)])
+
+
+def error_after_averaging(secrets: list[bytes]) -> float:
+    """The bank asks for the same direction in many jobs and averages what it opens."""
+    rounded = [round_scores(SCORES, 0.25, CODES, b"direction", secret) for secret in secrets]
+    return float(np.abs(np.mean(rounded, axis=0) * 0.25 - SCORES).mean())
+
+
+def test_rounding_that_is_drawn_anew_for_every_job_averages_away() -> None:
+    assert error_after_averaging([digest(job) for job in range(400)]) < 0.01
+
+
+def test_rounding_that_repeats_its_bits_tells_once_what_it_tells() -> None:
+    once = error_after_averaging([digest(0)])
+    assert once > 0.05
+    assert error_after_averaging([digest(0)] * 400) == pytest.approx(once)

@@ -40,12 +40,16 @@ def bank(customers: NDArray[np.bytes_], size: int = 12, job: str = "job") -> Ban
     return Bank(KEY.public, customers, size, randomness("bank", job), "tax")
 
 
+def scalar(value: int) -> bytes:
+    return value.to_bytes(32, "little")
+
+
 def of_hex(values: list[str]) -> list[bytes]:
     return [bytes.fromhex(value) for value in values]
 
 
 def points(count: int) -> NDArray[np.uint8]:
-    raw = b"".join(oprf.blind(b"%d" % i, 7 + i) for i in range(count))
+    raw = b"".join(oprf.blind(b"%d" % i, scalar(7 + i)) for i in range(count))
     return np.frombuffer(raw, np.uint8).reshape(-1, 32)
 
 
@@ -54,24 +58,23 @@ def points(count: int) -> NDArray[np.uint8]:
 
 def test_derive_key_pair_gives_the_key_of_the_rfc() -> None:
     key = oprf.derive_key_pair(bytes.fromhex(RFC["seed"]), bytes.fromhex(RFC["key_info"]))
-    assert key.secret.to_bytes(32, "little").hex() == RFC["skSm"]
+    assert key.secret.hex() == RFC["skSm"]
     assert key.public.hex() == RFC["pkSm"]
 
 
 @pytest.mark.parametrize("vector", RFC["vectors"])
 def test_every_step_gives_the_bytes_of_the_rfc(vector: dict[str, Any]) -> None:
-    key = KeyPair(int.from_bytes(bytes.fromhex(RFC["skSm"]), "little"), bytes.fromhex(RFC["pkSm"]))
+    key = KeyPair(bytes.fromhex(RFC["skSm"]), bytes.fromhex(RFC["pkSm"]))
     inputs, blinds = of_hex(vector["input"]), of_hex(vector["blind"])
-    scalars = [int.from_bytes(raw, "little") for raw in blinds]
-    nonce = int.from_bytes(bytes.fromhex(vector["proof_random_scalar"]), "little")
+    nonce = bytes.fromhex(vector["proof_random_scalar"])
 
-    blinded = [oprf.blind(data, r) for data, r in zip(inputs, scalars, strict=True)]
+    blinded = [oprf.blind(data, r) for data, r in zip(inputs, blinds, strict=True)]
     assert [element.hex() for element in blinded] == vector["blinded_element"]
     evaluated, proof = oprf.blind_evaluate(key, blinded, nonce)
     assert [element.hex() for element in evaluated] == vector["evaluation_element"]
     assert proof.hex() == vector["proof"]
     assert oprf.verify(key.public, blinded, evaluated, proof)
-    inverses = oprf._invert_all(scalars)
+    inverses = oprf._invert_all(blinds)
     outputs = [oprf.finalize(*row).hex() for row in zip(inputs, inverses, evaluated, strict=True)]
     assert outputs == vector["output"]
     assert [oprf.evaluate(key.secret, data).hex() for data in inputs] == vector["output"]
@@ -115,6 +118,13 @@ def test_malformed_proofs_fail_without_another_error(proof: bytes) -> None:
     vector = RFC["vectors"][0]
     statement = of_hex(vector["blinded_element"]), of_hex(vector["evaluation_element"])
     assert not oprf.verify(bytes.fromhex(RFC["pkSm"]), *statement, proof)
+
+
+@settings(max_examples=20)
+@given(st.lists(st.integers(1, oprf.ORDER - 1), min_size=1, max_size=6))
+def test_scalars_are_inverted_all_at_once(values: list[int]) -> None:
+    inverses = [int.from_bytes(s, "little") for s in oprf._invert_all([scalar(v) for v in values])]
+    assert inverses == [pow(v, -1, oprf.ORDER) for v in values]
 
 
 # --- the promise
@@ -209,7 +219,7 @@ def test_the_maximum_counts_over_all_requests_and_a_repeat_is_free() -> None:
         restarted.blind_evaluate(second.blind())
 
 
-TOP_BIT = oprf.blind(b"1", 8)[:31] + bytes([oprf.blind(b"1", 8)[31] | 0x80])
+TOP_BIT = oprf.blind(b"1", scalar(8))[:31] + bytes([oprf.blind(b"1", scalar(8))[31] | 0x80])
 
 
 @pytest.mark.parametrize("point", [bytes(32), b"\xff" * 32, bytes(31) + b"\x80", TOP_BIT])
@@ -280,6 +290,7 @@ def test_no_secret_is_in_a_repr() -> None:
     held = b.finalize(department().blind_evaluate(b.blind()))
     shown = repr([KEY, b, b.blind(), held, department()])
     assert str(KEY.secret) not in shown
+    assert KEY.secret.hex() not in shown
     assert "123456" not in shown
 
 
