@@ -1,0 +1,464 @@
+"""The report of a finished task: one page that works offline, and the same as JSON.
+
+A `Report` holds aggregates only: no credit code, no row. Curves are thinned (federation.evaluation)
+and what a bin or band shows is a count of customers that the bank knows by itself. The page carries
+its scripts and styles within; its content security policy forbids every connection, so a browser
+that opens it asks nobody for anything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from numpy.typing import NDArray
+
+from federation import evaluation, plots
+from federation.evaluation import (
+    Band,
+    Calibration,
+    Comparison,
+    CumulativeShares,
+    Curve,
+    Discrimination,
+    GainsRow,
+    PopulationStability,
+    plain,
+)
+from federation.ledger import Disclosure, What
+from federation.objects import Approval, CoverKind, Decision, JobManifest, ScorecardParameters
+
+REPORT_VERSION = 1
+WARN_EXPOSURE, REFUSE_EXPOSURE, OPEN_EXPOSURE = 0.02, 0.05, 0.2  # PROTOCOLS.md section 3, Exposure
+
+
+# --- what a report says ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """The scale of a scorecard: `base` points at `odds` goods to one bad, `pdo` double the odds."""
+
+    base: float
+    odds: float
+    pdo: float
+
+    @classmethod
+    def of(cls, parameters: ScorecardParameters) -> Points:
+        """The scale that a manifest asks for."""
+        return cls(parameters.base_score, parameters.base_odds, parameters.pdo)
+
+    def probability(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The probability of a bad outcome that a score stands for."""
+        factor = self.pdo / math.log(2)
+        log_odds = math.log(self.odds) + (np.asarray(points, dtype=np.float64) - self.base) / factor
+        probability: NDArray[np.float64] = 1.0 / (1.0 + np.exp(np.clip(log_odds, -500, 500)))
+        return probability
+
+    def of_risk(self, logit: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The score of a log-odds of a bad outcome."""
+        return self.base - self.pdo / math.log(2) * (np.asarray(logit) + math.log(self.odds))
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """How good the joint score is, alone and beside the others, on customers it was not fitted
+    to."""
+
+    train_rows: int
+    train_bads: int
+    test_rows: int
+    test_bads: int
+    joint: Discrimination
+    bank_only: Discrimination
+    pooled: Discrimination | None  # the lab alone knows it
+    joint_train: Discrimination
+    gain: Comparison  # joint minus bank alone
+    cost: Comparison | None  # joint minus pooled
+    roc: Mapping[str, Curve]  # by model
+    cumulative: CumulativeShares  # of the joint score
+    distribution: tuple[Band, ...]  # fine bands, for the picture
+    bands: tuple[Band, ...]  # round bands, for the table
+    calibration: Calibration
+    stability: PopulationStability  # training to test
+    gains: tuple[GainsRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """One bin of a feature: customers of the training set in it, and what it is worth."""
+
+    label: str
+    goods: int
+    bads: int
+    woe: float
+    points: float
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """A feature with its owner; one that takes no part in the fit has coefficient 0."""
+
+    name: str
+    owner: str
+    iv: float
+    coefficient: float
+    bins: tuple[Bin, ...]
+
+    @property
+    def is_used(self) -> bool:
+        """Whether the feature moves the score."""
+        return self.coefficient != 0
+
+
+@dataclass(frozen=True, slots=True)
+class PartyFacts:
+    """A party, what it brought and what it signed."""
+
+    org: str
+    name: str
+    role: str
+    dataset: str
+    fields: int
+    decision: str  # "proposed", "approved", "" where nobody was asked
+    decided: str  # when
+
+
+@dataclass(frozen=True, slots=True)
+class StageCost:
+    """What one stage of the task took, as the bank saw it."""
+
+    stage: str
+    seconds: float
+    sent_bytes: int
+    received_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class DisclosureLine:
+    """What one party learned of another: what happened beside what was approved."""
+
+    source: str
+    to: str
+    what: str
+    meaning: str
+    count: int
+    declared: int
+    bits: int
+    bits_per_enterprise: float | None  # for row-level values
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """Linear equations that the bank got on each department's columns, for each customer."""
+
+    queries: int
+    customers_min: int
+
+    @property
+    def value(self) -> float:
+        """Queries over customers, as the gate counts it."""
+        return self.queries / self.customers_min
+
+    @property
+    def verdict(self) -> str:
+        """What a gate says to it."""
+        if self.value > OPEN_EXPOSURE:
+            return "must be declared as opening the rows"
+        if self.value > REFUSE_EXPOSURE:
+            return "refused unless the departments allow it explicitly, with noise"
+        if self.value > WARN_EXPOSURE:
+            return "allowed, with a warning in the review"
+        return "allowed"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything that the page shows."""
+
+    job: str
+    task: str
+    created: str  # when the report was made
+    is_lab: bool  # nobody was asked and nothing was signed
+    purpose: str
+    manifest_digest: str
+    package_digest: str
+    registry_digest: str
+    registry_rows: int
+    cover: str
+    cover_rows: int
+    parties: tuple[PartyFacts, ...]
+    assessment: Assessment
+    scale: Points
+    intercept: float  # points that every customer starts from
+    features: tuple[Feature, ...]
+    openings: int
+    stages: tuple[StageCost, ...]
+    disclosures: tuple[DisclosureLine, ...]
+    exposure: Exposure
+    limits: tuple[str, ...]
+
+
+# --- making one -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The points of one model for the training and the test customers."""
+
+    train: NDArray[np.float64]
+    test: NDArray[np.float64]
+
+
+def assess(
+    train_bad: NDArray[np.uint8],
+    test_bad: NDArray[np.uint8],
+    *,
+    joint: Scores,
+    bank_only: Scores,
+    pooled: Scores | None = None,
+    scale: Points,
+) -> Assessment:
+    """Every measure of the report, from scores in points; raises ValueError if the test customers
+    are not of both classes."""
+    models = {"joint": joint, "bank_only": bank_only}
+    if pooled is not None:
+        models["pooled"] = pooled
+    quality = {
+        name: evaluation.discrimination(test_bad, -np.asarray(scores.test, dtype=np.float64))
+        for name, scores in models.items()
+    }
+    risk = -np.asarray(joint.test, dtype=np.float64)
+    edges = evaluation.round_edges(joint.test, bands=12)
+    fine = evaluation.round_edges(joint.test, bands=36)
+    return Assessment(
+        train_rows=len(train_bad),
+        train_bads=int(np.sum(train_bad)),
+        test_rows=len(test_bad),
+        test_bads=int(np.sum(test_bad)),
+        joint=quality["joint"],
+        bank_only=quality["bank_only"],
+        pooled=quality.get("pooled"),
+        joint_train=evaluation.discrimination(
+            train_bad, -np.asarray(joint.train, dtype=np.float64)
+        ),
+        gain=evaluation.compare(test_bad, -np.asarray(bank_only.test, dtype=np.float64), risk),
+        cost=None
+        if pooled is None
+        else evaluation.compare(test_bad, -np.asarray(pooled.test, dtype=np.float64), risk),
+        roc={
+            name: evaluation.roc(test_bad, -np.asarray(scores.test, dtype=np.float64))
+            for name, scores in models.items()
+        },
+        cumulative=evaluation.cumulative_shares(test_bad, joint.test),
+        distribution=evaluation.bands(test_bad, joint.test, fine),
+        bands=evaluation.bands(test_bad, joint.test, edges),
+        calibration=evaluation.calibration(test_bad, scale.probability(joint.test)),
+        stability=evaluation.population_stability(joint.train, joint.test),
+        gains=evaluation.gains(test_bad, risk),
+    )
+
+
+def disclosure_lines(
+    happened: Iterable[Disclosure], declared: Iterable[Disclosure], customers: int
+) -> tuple[DisclosureLine, ...]:
+    """What happened beside what was declared; row-level values in bits for each enterprise."""
+    allowed = {(item.source, item.to, item.what): item.count for item in declared}
+    return tuple(
+        DisclosureLine(
+            source=item.source,
+            to=item.to,
+            what=item.what.value.replace("_", " "),
+            meaning=MEANING[item.what],
+            count=item.count,
+            declared=allowed.get((item.source, item.to, item.what), 0),
+            bits=item.bits,
+            bits_per_enterprise=item.count * item.bits / customers if item.per_enterprise else None,
+        )
+        for item in happened
+    )
+
+
+def party_facts(
+    manifest: JobManifest, approvals: Sequence[Approval], names: Mapping[str, str] | None = None
+) -> tuple[PartyFacts, ...]:
+    """The manifest's parties; an approval counts only for this very manifest."""
+    digest = manifest.digest()
+    given = {
+        approval.org: approval.created
+        for approval in approvals
+        if approval.manifest == digest and approval.decision is Decision.APPROVE
+    }
+    return tuple(
+        PartyFacts(
+            org=party.org,
+            name=(names or {}).get(party.org, party.org),
+            role=party.role.value,
+            dataset=party.dataset or "",
+            fields=len(party.fields),
+            decision="proposed"
+            if party.org == manifest.bank and approvals
+            else "approved"
+            if party.org in given
+            else "",
+            decided=manifest.created
+            if party.org == manifest.bank and approvals
+            else given.get(party.org, ""),
+        )
+        for party in manifest.parties
+    )
+
+
+def cover_text(manifest: JobManifest) -> str:
+    """The cover of a job and what it means for the bank's customers."""
+    if manifest.cover.kind is CoverKind.REGISTRY:
+        return "registry: every enterprise of the snapshot, so nobody learns who the customers are"
+    if manifest.cover.kind is CoverKind.DECOY:
+        k = manifest.cover.decoys
+        return f"decoy:{k}: each customer among {k}, so a guess is right once in {k} times"
+    return "customers: the departments see exactly who the customers are"
+
+
+MEANING: Mapping[What, str] = {
+    What.COVER: "the rows that the job runs over",
+    What.ROW_KEYS: "how many customers there are at most; not who they are",
+    What.QUERIES: "how many encrypted questions were asked; not what they were",
+    What.BIN_DEFINITIONS: "edges and categories of the feature bins",
+    What.BIN_COUNTS: "customers and bads in each fine bin of a feature",
+    What.QUERY_SUMS: "sums over customers of each bin, opened while fitting",
+    What.POPULATION_COVARIANCE: "how two departments' features move together over all enterprises",
+    What.WOE_TABLES: "weights of evidence of the department's own bins, rounded to 0.05",
+    What.DIRECTIONS: "coefficients on the department's own bins, rounded to 8 bits",
+    What.SCORE_OPENING: "one rounded partial score for each customer, while training",
+    What.EVALUATION_OPENING: "the final score of each customer in whole points",
+    What.POINTS_TABLES: "the department's own part of the finished scorecard",
+}
+
+LIMITS = (
+    "The bank learns the sums and scores listed above, and whatever follows from them by "
+    "computation. Enough sums solve for single rows; this is why they are counted as exposure and "
+    "why the departments' gates put a limit on it.",
+    "A department learns its own part of the model: weights, coefficients and points, rounded. "
+    "They are aggregates of the bank's labels.",
+    "A bank that asks other questions than the approved ones is found afterwards by the replay "
+    "audit; it is not prevented beforehand.",
+    "A department that supplies wrong data makes the model worse; one that answers inconsistently "
+    "is caught by the bank's checks of sums.",
+    "Nothing is promised for a single department's part against the bank together with all other "
+    "departments.",
+    "The intervals on this page speak of the test customers of one period. They say nothing of "
+    "another year, another city or applicants that the bank has turned away.",
+)
+
+
+# --- showing it -----------------------------------------------------------------------------------
+
+
+def report_json(report: Report) -> dict[str, Any]:
+    """The report as one JSON object: plain numbers, missing ones as null."""
+    body = plain(report)
+    body["version"] = REPORT_VERSION
+    body["exposure"] |= {"value": report.exposure.value, "verdict": report.exposure.verdict}
+    body["assessment"].pop("distribution")  # the picture's bands; `bands` has the table's
+    result: dict[str, Any] = body
+    return result
+
+
+def render_html(report: Report) -> str:
+    """The report as one self-contained page."""
+    ranked = sorted(report.features, key=lambda feature: -feature.iv)
+    owners = [party.org for party in report.parties if party.role != "platform"]
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            quality=report.assessment,
+            headline=headline(report),
+            features=ranked,
+            by_owner=[
+                (party, [item for item in ranked if item.owner == party.org and item.is_used])
+                for party in report.parties
+                if party.role != "platform"
+            ],
+            colours=plots.owner_colours(owners),
+            names={party.org: party.name for party in report.parties},
+            widest_woe=max((abs(b.woe) for f in ranked for b in f.bins), default=0.0) or 1.0,
+            exposure_marks=(WARN_EXPOSURE, REFUSE_EXPOSURE, OPEN_EXPOSURE),
+            gauge=_gauge(report.exposure.value),
+            nan=math.nan,
+            figures=plots.figures(report),
+            plotly=plots.plotly_script(),
+        )
+    )
+
+
+def headline(report: Report) -> str:
+    """What the departments' data did for the bank, in one or two plain sentences."""
+    quality = report.assessment
+    before, after, gain = quality.bank_only.auc.value, quality.joint.auc.value, quality.gain.auc
+    moved = f"The departments' data moved the AUC from {before:.3f} to {after:.3f}"
+    interval = f"({gain.value:+.3f}, 95 % interval {gain.low:+.3f} to {gain.high:+.3f})"
+    if gain.low > 0:
+        pairs = f"{100 * gain.value:.1f}" if gain.value < 0.1 else f"{100 * gain.value:.0f}"
+        return (
+            f"{moved} {interval}. Of 100 pairs of a bad and a good customer, the joint score puts "
+            f"{pairs} more in the right order than the bank's own."
+        )
+    if gain.high < 0:
+        return f"{moved} {interval}. On these test customers the joint score is the worse one."
+    return (
+        f"{moved} {interval}. On {quality.test_rows:,} test customers, {quality.test_bads:,} of "
+        "them bad, this cannot be told from chance."
+    )
+
+
+def _gauge(exposure: float) -> float:
+    """Where an exposure stands on the gauge, whose marks are a quarter apart; in percent."""
+    marks = (0.0, WARN_EXPOSURE, REFUSE_EXPOSURE, OPEN_EXPOSURE, 1.0)
+    return float(np.interp(exposure, marks, (0, 25, 50, 75, 100)))
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("federation", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "share": lambda value: "–" if math.isnan(value) else f"{100 * value:.1f} %",
+        "three": lambda value: f"{value:.3f}",
+        "signed": lambda value: _signed(value, 3),
+        "signed_two": lambda value: _signed(value, 2),
+        "points": lambda value: _signed(value, 0),
+        "count": lambda value: f"{value:,}",
+        "number": lambda value: f"{value:,.6g}",
+        "size": size_text,
+        "seconds": lambda value: f"{value:.2f} s" if value < 10 else f"{value:,.1f} s",
+        "exposure": lambda value: f"{value:.4f}" if value < 0.1 else f"{value:.3f}",
+    }
+    return environment
+
+
+def _signed(value: float, digits: int) -> str:
+    rounded = round(value, digits) or 0.0  # never "-0"
+    return f"{rounded:+.{digits}f}".replace("-", "−") if rounded else f"{0:.{digits}f}"
+
+
+def size_text(size: int) -> str:
+    """Bytes as a person reads them."""
+    if size < 1000:
+        return f"{size} B"
+    for unit in ("kB", "MB", "GB"):
+        size_in = size / 1000 ** (("kB", "MB", "GB").index(unit) + 1)
+        if size_in < 999.5 or unit == "GB":
+            return f"{size_in:.3g} {unit}" if size_in < 100 else f"{size_in:,.0f} {unit}"
+    raise RuntimeError("unreachable")
