@@ -150,9 +150,10 @@ class Department:
     """Seals columns for one bank in one job.
 
     row_keys: `keys_of_job`, shape (rows, 16), in the order of the cover. pair_seeds: the 32 bytes
-    shared with every other department. `sealed` holds the digests of the columns sealed so far, by
-    step; the caller stores it *before* it sends a column, as a node that forgets it after a crash
-    would open the difference of two columns.
+    shared with every other department of the job; a step may be of fewer. Steps follow from the
+    manifest, never from a message: whom a step leaves out does not mask it. `sealed` holds the
+    digests of the columns sealed so far, by step; the caller stores it *before* it sends a column,
+    as a node that forgets it after a crash would open the difference of two columns.
     """
 
     def __init__(
@@ -181,7 +182,8 @@ class Department:
         if values.shape != (len(self._row_keys),):
             raise ValueError(f"cover {len(self._row_keys)} rows, column {values.shape}")
         clipped = step.values.clip(values).astype(np.uint32)  # mod 2^32: two's complement
-        mask = zero_sum_mask(step, self._name, self._pair_seeds, len(clipped))
+        seeds = {p: s for p, s in self._pair_seeds.items() if p in step.departments}
+        mask = zero_sum_mask(step, self._name, seeds, len(clipped))
         of_these_values = digest(_bytes(clipped))
         if self.sealed.setdefault(digest(step.encode()), of_these_values) != of_these_values:
             raise ProtocolError(

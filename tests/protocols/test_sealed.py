@@ -166,20 +166,33 @@ def test_a_step_is_never_sealed_with_other_values() -> None:
         after_restart.seal(s, values(2))
 
 
-@pytest.mark.parametrize(
-    "peers", [("court",), ("court", "works"), ("court", "utilities", "works"), ()]
-)
-def test_seeds_of_other_peers_than_the_step_names_are_refused(peers: tuple[str, ...]) -> None:
-    s = step()
-    d = Department(
-        "tax",
-        keys("tax"),
-        Randomness(digest("seed"), s.job, s.attempt),
-        {p: digest(p) for p in peers},
-    )
+@pytest.mark.parametrize("peers", [(), ("court",), ("court", "works"), ("court", "tax")])
+def test_a_mask_without_the_seed_of_a_peer_is_refused(peers: tuple[str, ...]) -> None:
+    s, randomness = step(), Randomness(digest("seed"), digest("job"), 1)
+    d = Department("tax", keys("tax"), randomness, {p: digest(p) for p in peers})
     with pytest.raises(ProtocolError, match="pair seeds"):
         d.seal(s, values(1))
     assert not d.sealed
+
+
+def test_a_mask_with_the_seed_of_another_peer_is_refused() -> None:
+    with pytest.raises(ProtocolError, match="3 pair seeds for a step of 3 departments"):
+        zero_sum_mask(step(), "tax", seeds("tax", NAMES), 5)
+
+
+def test_departments_that_take_different_peers_for_the_steps_open_nothing() -> None:
+    s = step()
+    columns = sealed(s, [values(i) for i in range(3)])
+    columns[1] = department("tax", NAMES[:3]).seal(step(("tax", "utilities")), values(1))
+    with pytest.raises(ProtocolError, match="another step"):
+        opened(s, columns)
+    assert not opened(s, [columns[0], replace(columns[1], step=s), columns[2]]).valid.any()
+
+
+def test_a_step_of_fewer_departments_than_the_job_has_opens_to_their_sum() -> None:
+    s = step(("court", "utilities"))
+    columns = [department(n, NAMES[:3]).seal(s, values(i)) for i, n in enumerate(s.departments)]
+    np.testing.assert_array_equal(opened(s, columns).values, (values(0) + values(1))[CUSTOMERS])
 
 
 def test_a_department_that_the_step_does_not_name_does_not_seal() -> None:
