@@ -219,7 +219,7 @@ def read_table(path: Path) -> pd.DataFrame:
         with path.open("rb") as file:
             is_parquet = file.read(4) == b"PAR1"
         if is_parquet or name.endswith((".parquet", ".pq")):
-            table = pq.read_table(path).to_pandas(date_as_object=False)
+            table: pd.DataFrame = pq.read_table(path).to_pandas(date_as_object=False)
         else:
             table = _read_csv(path)
     except OSError as error:
