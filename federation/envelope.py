@@ -211,6 +211,5 @@ def _is_normal(text: str) -> bool:
 def _where(error: ValidationError) -> str:
     """Which field, and why; never its value."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    place = ".".join(str(part) for part in first["loc"] if isinstance(part, int)) or ""
-    names = ".".join(str(part)[:64] for part in first["loc"]) or place
-    return f"{names}: {first['msg']}" if names else str(first["msg"])
+    place = ".".join(str(part) for part in first["loc"])[:80]
+    return f"{place if place.isprintable() else 'a field'}: {first['msg']}"
