@@ -643,10 +643,11 @@ class Exposure:
         """The attempt is over and spent or burnt so many; never raises an entry, never reopens."""
         with self._store.writing(ExposureRow) as session:
             row = session.get(ExposureRow, (manifest, attempt))
-            if row is None or not 0 <= tokens <= row.tokens:
-                raise RuntimeError(f"attempt {attempt} closes with {tokens} tokens, not its own")
-            if row.closed is None:
-                row.tokens, row.closed = tokens, utc_text(now)
+            if row is None or row.closed is not None:
+                return
+            if not 0 <= tokens <= row.tokens:
+                raise RuntimeError(f"attempt {attempt} used {tokens} tokens, {row.tokens} declared")
+            row.tokens, row.closed = tokens, utc_text(now)
 
 
 def _tokens(session: Session, bank: str, dataset: str) -> int:

@@ -1,0 +1,213 @@
+"""The organisation's own datasets: registered, read again, described and published.
+
+A dataset is registered as a whole or not at all. Its snapshot is in place and on disk before the
+database names it; a crash in between leaves a file that nobody names, and the next command removes
+it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from clients import registries
+from clients.home import Home, explain
+from clients.sources import STAGING, Source, snapshot
+from clients.store import Store, StoredDataset
+from federation.catalogue import CATALOGUE_USAGE, Dataset, Field, FieldType
+from federation.envelope import Envelope, sign
+from federation.errors import Conflict, UsageError
+from federation.objects import ObjectName, utc_text
+
+# What the owner has to say itself before an entry can be signed.
+OWN_WORDS = ("title", "legal_basis", "update_frequency", "provenance")
+
+
+def register(
+    home: Home,
+    store: Store,
+    name: str,
+    source: Source,
+    now: datetime,
+    *,
+    as_of: str | None = None,
+    region: str | None = None,
+) -> tuple[StoredDataset, tuple[str, ...]]:
+    """Read a source for the first time; returns the dataset and notes for a person.
+
+    Raises Conflict if the name is taken, BadTable if the table has problems; nothing is kept then.
+    """
+    try:
+        TypeAdapter(ObjectName).validate_python(name)
+    except ValidationError:
+        what = "a dataset's name is lower case letters, digits, `_`, `.` and `-`, at most 64"
+        raise UsageError(what) from None
+    if any(known.name == name for known in store.datasets.all()):
+        todo = f"`lianmo data refresh {name}` reads its source again"
+        raise Conflict(f"dataset {name} exists already", todo=todo)
+    return _read(home, store, name, source, now, before=None, as_of=as_of, region=region)
+
+
+def refresh(
+    home: Home, store: Store, name: str, now: datetime, *, as_of: str | None = None
+) -> tuple[StoredDataset, tuple[str, ...]]:
+    """Read a dataset's source again; columns keep their types, and a failure changes nothing."""
+    before = store.datasets.get(name)
+    source = Source.model_validate(before.source)
+    return _read(home, store, name, source, now, before=before, as_of=as_of, region=None)
+
+
+def remove(home: Home, store: Store, name: str) -> None:
+    """Forget a dataset with its snapshot; what it was asked before still counts."""
+    with _alone(home, store):
+        store.datasets.remove(name)
+
+
+def _read(
+    home: Home,
+    store: Store,
+    name: str,
+    source: Source,
+    now: datetime,
+    *,
+    before: StoredDataset | None,
+    as_of: str | None,
+    region: str | None,
+) -> tuple[StoredDataset, tuple[str, ...]]:
+    registry = registries.current(home, store)
+    types = {column: FieldType(kind) for column, kind in before.columns} if before else None
+    with _alone(home, store) as folder, snapshot(source, registry, folder, types) as made:
+        file = f"{name}-{made.digest[:16]}.parquet"
+        stored = StoredDataset(
+            name=name,
+            source=source.model_dump(mode="json"),
+            columns=tuple((column, kind.value) for column, kind in made.columns),
+            rows=made.rows,
+            unknown=made.unknown,
+            checked_against=registry.digest.hex(),
+            snapshot=made.digest,
+            file=file,
+            added=utc_text(now),
+        )
+        draft = dict(store.entries.get(name).draft) if before else _first_draft(home, stored)
+        draft |= {"as_of": as_of or now.date().isoformat(), "rows": made.rows}
+        if region is not None:
+            draft["region"] = region
+        made.path.replace(folder / file)
+        _flush_folder(folder)
+        store.datasets.put(stored, draft, replace=before is not None)
+    return stored, made.notes
+
+
+def _first_draft(home: Home, stored: StoredDataset) -> dict[str, Any]:
+    return {
+        "title": stored.name,
+        "region": home.own().region,
+        "fields": [
+            Field(name=name, type=FieldType(kind)).model_dump(mode="json")
+            for name, kind in stored.columns
+        ],
+    }
+
+
+@contextmanager
+def _alone(home: Home, store: Store) -> Iterator[Path]:
+    """The data folder to oneself, without what crashes left before or removals left now."""
+    folder = registries.data_folder(home)
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            todo = "wait for it to end"
+            raise Conflict("another command is changing this home's data", todo=todo) from None
+        _sweep(folder, store)
+        yield folder
+        _sweep(folder, store)
+    finally:
+        os.close(descriptor)  # and with it the lock
+
+
+def _sweep(folder: Path, store: Store) -> None:
+    named = {dataset.file for dataset in store.datasets.all()}
+    for path in folder.iterdir():
+        if path.name.startswith(STAGING):
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.suffix == ".parquet" and path.name not in named:
+            path.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# --- catalogue ------------------------------------------------------------------------------------
+
+
+def describe(
+    store: Store,
+    name: str,
+    words: Mapping[str, str],
+    fields: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Change a dataset's draft entry: its own words, and those of single fields; all or nothing.
+
+    Raises UsageError for a field that is not there or a value that is not one of the choices.
+    """
+    draft = dict(store.entries.get(name).draft)
+    draft |= words
+    known = {field["name"]: dict(field) for field in draft["fields"]}
+    for field, changes in fields.items():
+        if field not in known:
+            what = f"dataset {name} has no field {field}"
+            raise UsageError(what, todo=f"`lianmo catalogue show {name}` lists them")
+        try:
+            changed = Field.model_validate(known[field] | dict(changes))
+        except ValidationError as error:
+            raise UsageError(f"field {field}: {explain(error)}") from None
+        known[field] = changed.model_dump(mode="json")
+    draft["fields"] = list(known.values())
+    store.entries.set_draft(name, draft)
+    return draft
+
+
+def sign_entry(home: Home, store: Store, name: str, now: datetime) -> Envelope:
+    """Sign the draft and put it in force: from here on the gate takes this entry and no other.
+
+    An entry that says what the signed one says is not signed again. Raises UsageError if the owner
+    has not said enough about the dataset.
+    """
+    stored = store.entries.get(name)
+    missing = [word for word in OWN_WORDS if not stored.draft.get(word)]
+    if missing:
+        options = " ".join(f"--{word.replace('_', '-')} ..." for word in missing)
+        todo = f"`lianmo catalogue set {name} {options}`"
+        raise UsageError(f"dataset {name} has no {', '.join(missing)}".replace("_", " "), todo=todo)
+    content = dict(stored.draft) | {"name": name, "owner": home.org}
+    before = Envelope.from_json(stored.envelope) if stored.envelope is not None else None
+    try:
+        if before is not None:
+            old = before.unverified(Dataset)
+            again = content | {"created": old.created, "previous": old.previous}
+            if Dataset.model_validate(again) == old:
+                return before
+        entry = Dataset.model_validate(
+            content | {"created": utc_text(now), "previous": stored.digest}
+        )
+    except ValidationError as error:
+        raise UsageError(f"the entry of dataset {name}: {explain(error)}") from None
+    envelope = sign(entry, home.key(CATALOGUE_USAGE))
+    store.entries.set_signed(name, envelope.to_json(), entry.digest(), now)
+    return envelope

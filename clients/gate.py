@@ -1,0 +1,391 @@
+"""The gate: the only code that opens data (DESIGN.md, The pieces).
+
+It believes nobody. It computes every digest again, checks every signature against this node's own
+trust store, compares what the job would disclose with what the task itself declares, holds it to
+the catalogue entry in force and to the exposure of the dataset, and then hands out exactly the
+approved columns, lined up with the rows of the job. No other module reads a snapshot.
+
+A refusal says one coarse code to whoever asked; the reason stands in this node's log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients import registries
+from clients.home import Home
+from clients.sources import OpenSnapshot
+from clients.store import Reservation, Store, StoredDataset
+from federation import fab as bundles
+from federation.catalogue import CATALOGUE_USAGE, Dataset, FieldType, require_usable
+from federation.checks import ApprovedJob, check_job
+from federation.codes import Codes
+from federation.envelope import Envelope
+from federation.errors import IntegrityError, LianmoError, NotFound, RefusalCode, Refused
+from federation.objects import CoverKind, JobManifest, JobParty, Role
+from federation.package import package_sha256
+from federation.registry import (
+    Cover,
+    Decoys,
+    Registry,
+    customers_cover,
+    decoy_cover,
+    extend_decoys,
+    no_decoys,
+    registry_cover,
+)
+from federation.review import EXPOSURE_REFUSES, EXPOSURE_WARNS
+from federation.tables import BankData, CategoryColumn, Column, DepartmentData
+from federation.trust import TrustStore
+from protocols.streams import encode
+
+log = logging.getLogger("lianmo.gate")
+
+
+class Gate:
+    """One node's door to its own data."""
+
+    def __init__(
+        self,
+        home: Home,
+        store: Store,
+        now: Callable[[], datetime],
+        *,
+        exposure_limit: float = EXPOSURE_REFUSES,
+    ) -> None:
+        """exposure_limit: may tighten the default, never widen it."""
+        self._home, self._store, self._now = home, store, now
+        self._exposure_limit = min(exposure_limit, EXPOSURE_REFUSES)
+
+    def admit(
+        self,
+        manifest: Envelope,
+        approvals: Sequence[Envelope],
+        *,
+        fab: bytes,
+        run_config: Mapping[str, object],
+        attempt: int = 0,
+    ) -> Admission:
+        """Let one attempt of a job in, if everything about it is what the owners approved.
+
+        Raises Refused with a coarse code and no reason; nothing was opened or counted then. The
+        same attempt may be admitted again, after a restart, and counts once.
+        """
+        try:
+            return self._admit(manifest, approvals, fab, run_config, attempt)
+        except LianmoError as error:
+            code = _code(error)
+            job = hashlib.sha256(manifest.payload).hexdigest()
+            extra = {"manifest": job, "attempt": attempt, "code": code.value}
+            log.warning("job refused at the gate: %s", error, extra=extra)
+        todo = "the reason is in this organisation's own log"
+        raise Refused("the job is refused at the gate", code=code, party=self._home.org, todo=todo)
+
+    def close(self, manifest: str, attempt: int) -> None:
+        """The attempt is over, well or not: from now on it counts with the queries it got answered.
+
+        Without this it counts with all that it declared, which is right for one that may go on.
+        manifest: the digest, as in `Admission.job`; nothing happens if it was never admitted.
+        """
+        tokens = self._store.answers.tokens(manifest, attempt)
+        self._store.exposure.close(manifest, attempt, tokens, self._now())
+
+    # --- the order of the checks ------------------------------------------------------------------
+
+    def _admit(
+        self,
+        manifest: Envelope,
+        approvals: Sequence[Envelope],
+        fab: bytes,
+        run_config: Mapping[str, object],
+        attempt: int,
+    ) -> Admission:
+        trust, now, me = self._home.trust(), self._now(), self._home.org
+        job = check_job(
+            manifest, self._all_words(manifest, approvals), trust, now,
+            me=me, package_sha256=package_sha256(),
+        )  # fmt: skip
+        bundles.require_same(job.manifest, fab, dict(run_config))
+        require_declared(job.manifest)
+        registry = registries.current(self._home, self._store)
+        require_registry(job.manifest, registry)
+        party = job.manifest.party(me)
+        if party.role is Role.PLATFORM:
+            return Admission(job, attempt, party, registry, bytes(32))
+        dataset, entry = self._dataset(job.manifest, party, trust, now)
+        source = OpenSnapshot(registries.data_folder(self._home) / dataset.file, dataset.snapshot)
+        salt = self._reserve(job, party, attempt, now)
+        return Admission(job, attempt, party, registry, salt, _Opened(source, dataset, entry), self)
+
+    def _all_words(self, manifest: Envelope, given: Sequence[Envelope]) -> list[Envelope]:
+        """What was given and what this node has seen itself: a withdrawal cannot be held back."""
+        digest = hashlib.sha256(manifest.payload).hexdigest()
+        seen = [Envelope.from_json(data) for data in self._store.jobs.approvals(digest)]
+        known = {(word.payload_type, word.payload) for word in given}
+        return [*given, *(word for word in seen if (word.payload_type, word.payload) not in known)]
+
+    def _dataset(
+        self, manifest: JobManifest, party: JobParty, trust: TrustStore, now: datetime
+    ) -> tuple[StoredDataset, Dataset]:
+        """The own dataset and its entry in force, if they are those that were approved."""
+        name = party.dataset or ""
+        dataset, stored = self._store.datasets.get(name), self._store.entries.get(name)
+        if stored.envelope is None:
+            text = f"the entry of dataset {name} was never signed"
+            raise Refused(text, code=RefusalCode.UNFULFILLABLE)
+        signed = Envelope.from_json(stored.envelope)
+        entry = trust.verify(signed, Dataset, CATALOGUE_USAGE, now, org=party.org).object
+        if entry.digest() != party.catalogue_digest:
+            raise Refused(f"the catalogue entry of {name} is another one than the approved one")
+        require_usable(
+            entry,
+            party.fields,
+            role=party.role,
+            purpose=manifest.purpose,
+            min_cohort=manifest.parameters.min_cohort,
+        )
+        there = dict(dataset.columns)
+        for wanted in party.fields:
+            if there.get(wanted) != entry.field(wanted).type:
+                text = f"field {wanted} is not in the snapshot as the entry says"
+                raise Refused(text, code=RefusalCode.UNFULFILLABLE)
+        return dataset, entry
+
+    def _reserve(self, job: ApprovedJob, party: JobParty, attempt: int, now: datetime) -> bytes:
+        """Count the attempt's tokens before anything is opened; returns the salt of its record."""
+        manifest = job.manifest
+        most = int(self._exposure_limit * manifest.limits.customers_min)
+        wanted = Reservation(
+            manifest=job.digest,
+            attempt=attempt,
+            bank=manifest.bank,
+            dataset=party.dataset or "",
+            tokens=declared_tokens(manifest) if party.role is Role.DEPARTMENT else 0,
+            customers_min=manifest.limits.customers_min,
+            salt=secrets.token_bytes(32),
+        )
+        entered = self._store.exposure.reserve(wanted, most, now)
+        total = self._store.exposure.tokens(wanted.bank, wanted.dataset)
+        if entered is None:
+            text = f"{total} tokens before, {wanted.tokens} declared, at most {most}"
+            raise Refused(f"exposure: {text}", code=RefusalCode.INSUFFICIENT_BUDGET)
+        if total > EXPOSURE_WARNS * manifest.limits.customers_min:
+            extra = {"manifest": job.digest, "dataset": wanted.dataset, "tokens": total}
+            log.warning("exposure above the warning level", extra=extra)
+        return entered.salt
+
+    # --- the bank's customers ---------------------------------------------------------------------
+
+    def cover(self, kind: CoverKind, k: int | None, registry: Registry, customers: Codes) -> Cover:
+        """The rows of a job with these customers; decoys are drawn once and kept for ever."""
+        if kind is CoverKind.REGISTRY:
+            return registry_cover(registry)
+        if kind is CoverKind.CUSTOMERS:
+            return customers_cover(registry, customers)
+        before, pairs = self._store.decoys.get()
+        stored = no_decoys(k or 2)
+        if before is not None:
+            owners, decoys = (np.array(side, "S18") for side in zip(*pairs, strict=True))
+            stored = Decoys(before, owners, decoys)
+        grown = extend_decoys(stored, registry, customers, self._decoy_key())
+        pairs = list(zip(grown.owners.tolist(), grown.decoys.tolist(), strict=True))
+        self._store.decoys.extend(k or 2, pairs)
+        return decoy_cover(registry, grown)
+
+    def _decoy_key(self) -> bytes:
+        path = registries.data_folder(self._home) / "decoys.key"
+        if not path.exists():
+            from federation.keyring import write
+
+            write(path, secrets.token_bytes(32), 0o600)
+        return path.read_bytes()
+
+
+# --- checks that need no data ---------------------------------------------------------------------
+
+
+def require_declared(manifest: JobManifest) -> None:
+    """The manifest declares exactly what the task would disclose with these parameters."""
+    from federation.tasks import scorecard
+
+    if tuple(manifest.disclosures) != tuple(scorecard.declare(manifest)):
+        raise Refused("the declared disclosures are not those of the task")
+
+
+def require_registry(manifest: JobManifest, registry: Registry) -> None:
+    """The job runs over this node's own registry snapshot, all of it or a part."""
+    named = manifest.registry
+    if named.digest != registry.digest.hex() or named.rows != len(registry):
+        text = "the job's registry snapshot is not this node's current one"
+        raise Refused(text, code=RefusalCode.UNFULFILLABLE)
+    rows = manifest.cover.rows
+    if rows > len(registry) or (
+        manifest.cover.kind is CoverKind.REGISTRY and rows != len(registry)
+    ):
+        raise Refused(f"a cover of {rows} rows, the registry has {len(registry)}")
+
+
+def declared_tokens(manifest: JobManifest) -> int:
+    """Queries that a job may put to one department's dataset, between departments included."""
+    others = len(manifest.departments) - 1
+    return manifest.limits.tokens + manifest.limits.tokens_between * others
+
+
+def _code(error: LianmoError) -> RefusalCode:
+    if isinstance(error, Refused):
+        return error.code
+    if isinstance(error, NotFound):
+        return RefusalCode.UNFULFILLABLE
+    return (
+        RefusalCode.CONSENT_INVALID if isinstance(error, IntegrityError) else RefusalCode.DECLINED
+    )
+
+
+# --- what an admitted job gets --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A snapshot with the words on it."""
+
+    source: OpenSnapshot
+    dataset: StoredDataset
+    entry: Dataset
+
+
+@dataclass(frozen=True)
+class Admission:
+    """One attempt of an approved job, and what it gets to see at this party."""
+
+    job: ApprovedJob
+    attempt: int
+    party: JobParty
+    registry: Registry = field(repr=False)
+    _salt: bytes = field(repr=False)
+    _opened: _Opened | None = field(default=None, repr=False)
+    _gate: Gate | None = field(default=None, repr=False)
+
+    def department_data(self, cover: Cover | None = None) -> DepartmentData:
+        """The approved columns over the cover; rows without a record are missing.
+
+        cover: the bank's own one where the manifest's is not the whole registry.
+        """
+        self._require(Role.DEPARTMENT)
+        rows = self.registry.positions(self._codes)
+        place = np.full(len(self.registry), -1, np.int64)
+        place[rows[rows >= 0]] = np.flatnonzero(rows >= 0)
+        codes = self.registry.codes
+        if cover is not None:
+            cover.require_on(self.registry)
+            if cover.kind is not self.job.manifest.cover.kind:
+                raise IntegrityError(f"a cover of kind {cover.kind} is not the approved one")
+            if len(cover) > self.job.manifest.cover.rows:
+                raise IntegrityError(f"a cover of {len(cover)} rows is larger than approved")
+            place, codes = place[cover.positions], codes[cover.positions]
+        columns = [_lined_up(column, place) for column in self._columns()]
+        return DepartmentData(columns, codes)
+
+    @cached_property
+    def cover(self) -> Cover:
+        """The job's rows as the bank chooses them; only the bank can say."""
+        rule, gate = self.job.manifest.cover, self._gate
+        if gate is None:
+            raise RuntimeError("the platform has no cover")
+        self._require(Role.BANK)
+        cover = gate.cover(rule.kind, rule.decoys, self.registry, self._codes[self._listed])
+        if len(cover) > rule.rows:
+            raise Refused(f"a cover of {len(cover)} rows, approved are {rule.rows}")
+        return cover
+
+    def bank_data(self) -> BankData:
+        """The bank's customers, in the order of the cover, with their features and labels.
+
+        Raises Refused if they are not as many as the manifest says.
+        """
+        self._require(Role.BANK)
+        opened, limits = self._content(), self.job.manifest.limits
+        positions = self.registry.positions(self._codes)
+        listed = np.flatnonzero(positions >= 0)
+        if not limits.customers_min <= len(listed) <= limits.customers_max:
+            said = f"{limits.customers_min} to {limits.customers_max}"
+            text = f"{len(listed)} customers are on the registry, the manifest says {said}"
+            raise Refused(text, code=RefusalCode.SPEC_INVALID, party=self.job.me)
+        order = listed[np.argsort(positions[listed])]
+        if (label := opened.entry.label) is None:
+            raise RuntimeError("a bank's entry was admitted without a label")
+        return BankData(
+            cover_rows=len(self.cover),
+            positions=self.cover.rows_of(positions[order]),
+            codes=self._codes[order],
+            columns=[_lined_up(column, order) for column in self._columns()],
+            labels=opened.source.labels(label.name)[order],
+        )
+
+    @cached_property
+    def snapshot_digest(self) -> str:
+        """SHA-256 over the salt, the registry and the handed-out columns, for the run record.
+
+        The salt stays here with the attempt: without it nobody can try guesses of the data.
+        """
+        digest = hashlib.sha256(encode(b"lianmo/v1/snapshot", self._salt, self.registry.digest))
+        if self._opened is not None:
+            digest.update(encode(self._codes.tobytes()))
+            for column in self._columns():
+                digest.update(encode(column.name))
+                if isinstance(column, CategoryColumn):
+                    digest.update(encode(column.codes.tobytes(), *column.categories))
+                else:
+                    digest.update(encode(column.values.tobytes()))
+            if self.party.role is Role.BANK and (label := self._opened.entry.label) is not None:
+                digest.update(encode(self._opened.source.labels(label.name).tobytes()))
+        return digest.hexdigest()
+
+    @cached_property
+    def _codes(self) -> Codes:
+        return self._content().source.codes(self._key)
+
+    @property
+    def _key(self) -> str:
+        return next(name for name, kind in self._content().dataset.columns if kind == FieldType.KEY)
+
+    @property
+    def _listed(self) -> NDArray[np.bool_]:
+        return self.registry.positions(self._codes) >= 0
+
+    def _columns(self) -> list[Column]:
+        opened = self._content()
+        return [
+            opened.source.column(name, opened.entry.field(name).type) for name in self.party.fields
+        ]
+
+    def _content(self) -> _Opened:
+        if self._opened is None:
+            raise Refused("the platform brings no data", party=self.job.me)
+        return self._opened
+
+    def _require(self, role: Role) -> None:
+        if self.party.role is not role:
+            what = f"{self.job.me} takes part as {self.party.role}, not as {role}"
+            raise Refused(what, party=self.job.me)
+
+
+def _lined_up(column: Column, rows: NDArray[np.int64]) -> Column:
+    """The column in the order of the job's rows; categories that no row has are left out."""
+    taken: Any = column.take(rows)
+    if not isinstance(taken, CategoryColumn):
+        return column.take(rows)
+    used = np.unique(taken.codes[taken.codes >= 0])
+    place = np.full(len(taken.categories) + 1, -1, np.int32)
+    place[used] = np.arange(len(used))
+    categories = tuple(taken.categories[i] for i in used)
+    return CategoryColumn(taken.name, place[taken.codes], categories)
