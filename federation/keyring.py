@@ -92,7 +92,7 @@ class Keyring:
         files = [self.path / "card.json", *sorted((self.path / "trust").glob("*.json"))]
         state = [(file.name, (s := file.stat()).st_mtime_ns, s.st_size, s.st_ino) for file in files]
         if self._trust is None or self._trust[0] != state:
-            self._trust = state, TrustStore(_read_card(file) for file in files)
+            self._trust = state, TrustStore(_read_named(file, self.path) for file in files)
         return self._trust[1]
 
     def trust_card(self, envelope: Envelope) -> Card:
@@ -121,7 +121,7 @@ def write(path: Path, content: bytes, mode: int = PUBLIC_MODE) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
-    except OSError:
+    except BaseException:
         beside.unlink(missing_ok=True)
         raise
 
@@ -133,6 +133,14 @@ def _read_card(file: Path) -> Envelope:
         return Envelope.from_json(file.read_bytes())
     except LianmoError as error:
         raise IntegrityError(f"{file.name}: {error}", todo="restore it from a backup") from None
+
+
+def _read_named(file: Path, home: Path) -> Envelope:
+    """A card from a file that must have the organisation's name."""
+    envelope = _read_card(file)
+    if file.parent != home and envelope.unverified(Card).org != file.stem:
+        raise IntegrityError(f"{file.name} is another organisation's card")
+    return envelope
 
 
 def _require_mode(path: Path, mode: int) -> None:

@@ -104,9 +104,6 @@ def run(command: Callable[[], Any]) -> int:
     except (click.Abort, KeyboardInterrupt):
         say("stopped")
         return 130
-    except BrokenPipeError:  # `lianmo ... | head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
     except Exception as error:  # the last line of defence: a traceback could show data
         if os.environ.get("LIANMO_DEBUG"):
             raise
