@@ -8,11 +8,15 @@ survive a fork, and compile several times slower.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
+from functools import cache
 from typing import TypeVar, cast
 
 import numba
+from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  # it has no stubs
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -49,3 +53,33 @@ def spread(executor: Executor | None, count: int, work: Callable[[int, int], Non
     futures = [executor.submit(work, cuts[i], cuts[i + 1]) for i in range(pieces)]
     for future in futures:
         future.result()
+
+
+_blas_lock = threading.Lock()
+_blas_users: list[object] = []
+_blas_limits: list[ThreadpoolController] = []
+
+
+@contextmanager
+def single_threaded_blas() -> Iterator[None]:
+    """One BLAS thread a product while inside: ours share the work, idle ones of BLAS would spin.
+
+    The limit is the process's, so it ends when the last of several parties leaves.
+    """
+    me = object()
+    with _blas_lock:
+        if not _blas_users:
+            _blas_limits.append(_controller().limit(limits=1, user_api="blas"))
+        _blas_users.append(me)
+    try:
+        yield
+    finally:
+        with _blas_lock:
+            _blas_users.remove(me)
+            if not _blas_users:
+                _blas_limits.pop().restore_original_limits()
+
+
+@cache
+def _controller() -> ThreadpoolController:
+    return ThreadpoolController()

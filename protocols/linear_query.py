@@ -502,7 +502,8 @@ class Bank:
         if max(int(v.max()), -int(v.min())) > limit:
             raise ParameterError(f"a value of v is beyond {limit}: split it into limbs")
         v = np.require(v, np.int64, ["C", "W"])
-        values = sha256(v.data).digest()
+        # packed first: a tenth of the bytes to hash, and one encoding for equal vectors
+        values = sha256(pack(v + limit, (2 * limit).bit_length()).data).digest()
         for number, index in self._tokens_left():
             self._next = (number, index + 1)
             query = self._encrypt(number, index, v, values)

@@ -44,6 +44,7 @@ MIN_T_BITS, MAX_T_BITS = 21, 40
 MIN_REPLY_BITS, MAX_REPLY_BITS = 33, 48
 MIN_COLUMNS_PER_REPLY, DEFAULT_COLUMNS_PER_REPLY = 2, 4
 MIN_SLOTS = 8  # tokens are packed in powers of two, from here
+MAX_LIMBS = 6
 BATCH_TOKENS = 512  # a batch of more saves little and costs memory: 150 kB a token
 MATRIX_NATS = 2.0**-5
 ROW_ZCDP_DOUBLED = 2.0**-17
@@ -112,6 +113,8 @@ class Parameters:
             )
         if self.vmax < 1 or self.tokens < 1 or self.banks < 1 or self.limbs < 1:
             raise ParameterError("vmax, tokens, banks and limbs are at least 1")
+        if self.limb_max >= 1 << (self.t_bits - 1):
+            raise ParameterError(f"t_bits {self.t_bits} does not hold a value of {self.limb_max}")
         # One column a reply would leave the hint behind an LWE instance of dimension 2048 at 140
         # bits of modulus, 66 bits of security, once an active bank knows u (CRYPTO_REVIEW.md F6).
         if group < MIN_COLUMNS_PER_REPLY or group & (group - 1) or group * MIN_SLOTS > OUTER:
@@ -188,7 +191,7 @@ def choose_parameters(
     """
     several = [layouts] if isinstance(layouts, Layout) else list(layouts)
     refusal: ParameterError | None = None
-    for limbs in range(1, 5):
+    for limbs in range(1, MAX_LIMBS + 1):
         try:
             parameters = _with_limbs(several, customers, vmax, tokens, banks, limbs)
             for layout in several:
@@ -293,7 +296,7 @@ def answer_size_bytes(columns: int) -> int:
 def _with_limbs(
     layouts: list[Layout], customers: int, vmax: int, tokens: int, banks: int, limbs: int
 ) -> Parameters:
-    draft = Parameters(MIN_T_BITS, MAX_REPLY_BITS, vmax, tokens * limbs, banks, limbs)
+    draft = Parameters(MAX_T_BITS, MAX_REPLY_BITS, vmax, tokens * limbs, banks, limbs)
     largest = draft.limb_max * max((_largest_sum(x, customers, None) for x in layouts), default=1)
     t_bits = max(MIN_T_BITS, largest.bit_length() + 1)
     if t_bits > MAX_T_BITS:
@@ -311,7 +314,10 @@ def _with_limbs(
 
 
 def _columns_per_reply(tokens: int, columns: int, reply_bits: int) -> int:
-    """The power of two from 4 with the least traffic: more columns a reply are a longer request."""
+    """The power of two from 4 with the least traffic: more columns a reply are a longer request.
+
+    Computing time hardly depends on it: what the replies save the request costs.
+    """
 
     def traffic(group: int) -> int:
         up = request_ciphertexts(tokens, group) * OUTER * sum(p.bit_length() for p in PRIMES)

@@ -187,12 +187,16 @@ def twiddles() -> tuple[Floats, Floats]:
     return np.ascontiguousarray(table.real), np.ascontiguousarray(table.imag)
 
 
-@kernel
-def _complex_forward(re: Floats, im: Floats, cos: Floats, sin: Floats) -> None:
-    for level in range(_LEVELS):
-        m, t = 1 << level, re.size >> (level + 1)
+@inlined
+def _complex_levels(
+    re: Floats, im: Floats, cos: Floats, sin: Floats, part: int, first: int, low: int, high: int
+) -> None:
+    """Levels low..high-1 on one of the 2^first parts of a transform."""
+    for level in range(low, high):
+        m, t = 1 << (level - first), re.size >> (level - first + 1)
         for i in range(m):
-            k, wr, wi = 2 * i * t, cos[m + i], sin[m + i]
+            w = (1 << level) + part * m + i
+            k, wr, wi = 2 * i * t, cos[w], sin[w]
             a, b = re[k : k + t], im[k : k + t]
             c, d = re[k + t : k + 2 * t], im[k + t : k + 2 * t]
             for j in range(t):
@@ -202,17 +206,40 @@ def _complex_forward(re: Floats, im: Floats, cos: Floats, sin: Floats) -> None:
 
 
 @kernel
-def _complex_backward(re: Floats, im: Floats, cos: Floats, sin: Floats) -> None:
-    for level in range(_LEVELS - 1, -1, -1):
-        m, t = 1 << level, re.size >> (level + 1)
+def _complex_forward(re: Floats, im: Floats, cos: Floats, sin: Floats) -> None:
+    """In place; after two levels part by part, so that a part of eight transforms stays in L1."""
+    _complex_levels(re, im, cos, sin, 0, 0, 0, 2)
+    size = re.size // 4
+    for part in range(4):
+        x, y = re[part * size : (part + 1) * size], im[part * size : (part + 1) * size]
+        _complex_levels(x, y, cos, sin, part, 2, 2, _LEVELS)
+
+
+@inlined
+def _complex_levels_back(
+    re: Floats, im: Floats, cos: Floats, sin: Floats, part: int, first: int, low: int, high: int
+) -> None:
+    for level in range(high - 1, low - 1, -1):
+        m, t = 1 << (level - first), re.size >> (level - first + 1)
         for i in range(m):
-            k, wr, wi = 2 * i * t, cos[m + i], sin[m + i]
+            w = (1 << level) + part * m + i
+            k, wr, wi = 2 * i * t, cos[w], sin[w]
             a, b = re[k : k + t], im[k : k + t]
             c, d = re[k + t : k + 2 * t], im[k + t : k + 2 * t]
             for j in range(t):
                 ar, ai = a[j] + c[j], b[j] + d[j]
                 xr, xi = a[j] - c[j], b[j] - d[j]
                 a[j], b[j], c[j], d[j] = ar, ai, xr * wr + xi * wi, xi * wr - xr * wi
+
+
+@kernel
+def _complex_backward(re: Floats, im: Floats, cos: Floats, sin: Floats) -> None:
+    """Undoes `_complex_forward` up to the factor 1024."""
+    size = re.size // 4
+    for part in range(4):
+        x, y = re[part * size : (part + 1) * size], im[part * size : (part + 1) * size]
+        _complex_levels_back(x, y, cos, sin, part, 2, 2, _LEVELS)
+    _complex_levels_back(re, im, cos, sin, 0, 0, 0, 2)
 
 
 @kernel

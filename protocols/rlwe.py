@@ -50,7 +50,7 @@ from numpy.typing import NDArray
 
 from protocols import labels
 from protocols.errors import ProtocolError
-from protocols.kernels import kernel, spread
+from protocols.kernels import PIECES, kernel, single_threaded_blas, spread
 from protocols.packing import pack, packed_bytes, unpack
 from protocols.parameters import Layout, request_ciphertexts, slots
 from protocols.ring import (
@@ -386,15 +386,18 @@ def evaluate(
     others = np.empty((len(PRIMES), groups, OUTER), np.int32)
     key_planes, planes = _planes(key, 1), _planes(secrets, count)
     sums, rows, pk0 = np.empty((2, groups, OUTER)), np.empty((count, OUTER)), np.empty((1, OUTER))
-    for k, prime in enumerate(outer_primes()):
-        multipliers = _multipliers(prime, padded_hint, group, padded, count, executor)
-        _unpack_plane(planes[k], prime.p, rows, executor)
-        _product(multipliers, rows, padded, sums[0])
-        _public_rows(coins, batch, prime.p, rows, executor)
-        _product(multipliers, rows, padded, sums[1])
-        _unpack_plane(key_planes[k], prime.p, pk0, None)
-        pk1 = _public_key_half(coins, batch, prime.p)
-        _finish_groups(prime, padded, sums, pk0[0], pk1, randomness, wanted[k], others[k], executor)
+    with single_threaded_blas():
+        for k, prime in enumerate(outer_primes()):
+            multipliers = _multipliers(prime, padded_hint, group, padded, count, executor)
+            _unpack_plane(planes[k], prime.p, rows, executor)
+            _product(multipliers, rows, padded, sums[0], executor)
+            _public_rows(coins, batch, prime.p, rows, executor)
+            _product(multipliers, rows, padded, sums[1], executor)
+            _unpack_plane(key_planes[k], prime.p, pk0, None)
+            pk1 = _public_key_half(coins, batch, prime.p)
+            _finish_groups(
+                prime, padded, sums, pk0[0], pk1, randomness, wanted[k], others[k], executor
+            )
     _mask(wanted, randomness, executor)
     return wanted, others
 
@@ -508,7 +511,7 @@ def _unpack_plane(
     def work(start: int, stop: int) -> None:
         for b in range(start, stop):
             values = unpack(plane[b * row_bytes : (b + 1) * row_bytes], bits, OUTER, p)
-            rows[b] = np.where(2 * values > p, values - p, values)
+            _centre_row(values, p, rows[b])
 
     spread(executor, rows.shape[0], work)
 
@@ -522,11 +525,24 @@ def _public_key_half(coins: JointCoins, batch: int, p: int) -> Floats:
     return centred_residues(coins.stream(labels.PUBLIC_PK1, batch=batch, prime=p), OUTER, p)
 
 
-def _product(multipliers: Floats, rows: Floats, padded: int, out: Floats) -> None:
-    """One product a class, on the threads of BLAS."""
+def _product(
+    multipliers: Floats, rows: Floats, padded: int, out: Floats, executor: Executor | None
+) -> None:
+    """One matrix product a class; the threads share the classes or, if these are few, the groups."""
     classes, groups, count = multipliers.shape
     right = rows.reshape(count, classes, padded).transpose(1, 0, 2)
-    np.matmul(multipliers, right, out=out.reshape(groups, classes, padded).transpose(1, 0, 2))
+    into = out.reshape(groups, classes, padded).transpose(1, 0, 2)
+
+    def by_class(i: int, j: int) -> None:
+        np.matmul(multipliers[i:j], right[i:j], out=into[i:j])
+
+    def by_group(i: int, j: int) -> None:
+        np.matmul(multipliers[:, i:j], right, out=into[:, i:j])
+
+    if classes >= PIECES:
+        spread(executor, classes, by_class)
+    else:
+        spread(executor, groups, by_group)
 
 
 def _mask(
@@ -581,6 +597,13 @@ def _encrypt_row(
     forward(y, roots, p, pinv, 0, level)
     for j in range(OUTER):
         out[j] = canonical(y[j] - reduce(reduce(x[j], p, pinv) * back, p, pinv), p, pinv)
+
+
+@kernel
+def _centre_row(values: NDArray[np.int64], p: int, out: Floats) -> None:
+    for j in range(values.size):
+        v = values[j]
+        out[j] = v - p if 2 * v > p else v
 
 
 @kernel

@@ -19,7 +19,7 @@ JOINT_SEED = hashlib.sha256(b"joint").digest()
 
 @dataclass
 class Setting:
-    """One matrix and its parties; `bank()` and `department()` make fresh ones over the same books."""
+    """One matrix and its parties; `bank()` and `department()` restart them over the same books."""
 
     layout: Layout
     bins: NDArray[np.uint8]
