@@ -15,7 +15,10 @@ from importlib.metadata import EntryPoint, entry_points, version
 from typing import Any
 
 import click
+import typer.core
 import typer.main
+from typer.core import TyperArgument
+from typer.utils import get_params_from_function
 
 from clients.cli import common
 from federation.errors import Unavailable
@@ -75,8 +78,28 @@ def _plain_help(command: click.Command) -> None:
     """Help as plain text everywhere: frames and colours would double its start-up time."""
     if hasattr(command, "rich_markup_mode"):
         command.rich_markup_mode = None
+    _restore_help_of_arguments(command)
     for inner in getattr(command, "commands", {}).values():
         _plain_help(inner)
+
+
+def _restore_help_of_arguments(command: click.Command) -> None:
+    """Since click 8.5 has a help text for arguments, it erases the one that typer 0.20 has set.
+
+    Once it is back, both would print it: click's own section is left out.
+    """
+    command.format_arguments = _nothing  # type: ignore[method-assign]  # of this command alone
+    if (function := getattr(command.callback, "__wrapped__", None)) is None:
+        return
+    written = get_params_from_function(function)
+    for parameter in command.params:
+        if isinstance(parameter, TyperArgument) and parameter.name in written:
+            info = written[parameter.name].default
+            parameter.help = parameter.help or getattr(info, "help", None)
+
+
+def _nothing(ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    """A section of help that is printed elsewhere."""
 
 
 def _summary(name: str) -> str:
@@ -97,6 +120,9 @@ def _use_home(ctx: click.Context, _: click.Parameter, path: str | None) -> None:
     if path is not None and not ctx.resilient_parsing:
         os.environ["LIANMO_HOME"] = path
 
+
+# Typer would write `\\[required]`, for Rich, also where Rich does not print it.
+typer.core.HAS_RICH = False
 
 group = Nouns(
     name="lianmo",
