@@ -601,23 +601,30 @@ def _encoding(source: Source, path: Path, packed: bool) -> str:
     else:
         candidates = ["utf-8", "gb18030"]
     for encoding in candidates:
-        if _decodes(path, packed, encoding):
+        quotes = _quotes(path, packed, encoding)
+        if quotes is not None and quotes % 2:  # the parser would take the rest for one cell
+            todo = "close every quoted cell; nothing was stored"
+            raise UsageError(f"{path.name} has an odd number of quotes", todo=todo)
+        if quotes is not None:
             return encoding
     todo = "save it as UTF-8, or give --encoding"
     raise UsageError(f"{path.name} is not in {' or '.join(candidates)}", todo=todo)
 
 
-def _decodes(path: Path, packed: bool, encoding: str) -> bool:
-    decoder = codecs.getincrementaldecoder(encoding)("strict")
+def _quotes(path: Path, packed: bool, encoding: str) -> int | None:
+    """How many quote characters there are, None if the file is no text of that encoding."""
+    decoder, count = codecs.getincrementaldecoder(encoding)("strict"), 0
     try:
         with _open(path, packed) as file:
             while block := file.read(1 << 20):
-                if "\x00" in decoder.decode(block):
-                    return False  # no text
+                text = decoder.decode(block)
+                if "\x00" in text:
+                    return None
+                count += text.count('"')
             decoder.decode(b"", final=True)
     except (UnicodeDecodeError, EOFError, gzip.BadGzipFile):
-        return False
-    return True
+        return None
+    return count
 
 
 def _delimiter(head: str, source: Source, path: Path) -> str:

@@ -257,6 +257,16 @@ class Store:
             yield session
 
 
+@contextmanager
+def opened(url: str) -> Iterator[Store]:
+    """The store at a URL for the length of a block; see `Store.open`."""
+    store = Store.open(url)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
 def _engine(url: str) -> Engine:
     todo = (
         "give `database_url` as in sqlite:////var/lib/lianmo/state.db or postgresql+psycopg://..."
