@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -90,22 +90,28 @@ def leaf_spki(org: str, authority_pem: str, leaf_pem: str) -> bytes:
 
     Raises ValueError otherwise. Dates are left to TLS, which looks at them on every connection.
     """
+    try:
+        return _leaf_spki(org, authority_pem, leaf_pem)
+    except (InvalidSignature, TypeError, x509.ExtensionNotFound) as error:
+        raise ValueError("the certificate is not issued by the card's authority") from error
+    except (UnsupportedAlgorithm, x509.DuplicateExtension) as error:
+        raise ValueError("a certificate of a kind that this node does not read") from error
+
+
+def _leaf_spki(org: str, authority_pem: str, leaf_pem: str) -> bytes:
     authority = x509.load_pem_x509_certificate(authority_pem.encode())
     leaf = x509.load_pem_x509_certificate(leaf_pem.encode())
     # exactly one certificate a field: whatever followed it would be signed, and read by nobody
     if pem(authority) != authority_pem or pem(leaf) != leaf_pem:
-        raise ValueError("a certificate field holds more than one certificate")
+        raise ValueError("a certificate field holds more or less than one certificate")
     if authority.subject != authority_name(org):
         raise ValueError("the authority has another organisation's name")
     if leaf.subject != x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, org)]):
         raise ValueError("the certificate has another organisation's name")
-    try:
-        authority.verify_directly_issued_by(authority)
-        leaf.verify_directly_issued_by(authority)
-        basic = leaf.extensions.get_extension_for_class(x509.BasicConstraints).value
-        root = authority.extensions.get_extension_for_class(x509.BasicConstraints).value
-    except (InvalidSignature, TypeError, x509.ExtensionNotFound) as error:
-        raise ValueError("the certificate is not issued by the card's authority") from error
+    authority.verify_directly_issued_by(authority)
+    leaf.verify_directly_issued_by(authority)
+    basic = leaf.extensions.get_extension_for_class(x509.BasicConstraints).value
+    root = authority.extensions.get_extension_for_class(x509.BasicConstraints).value
     if basic.ca or not root.ca or root.path_length != 0:
         raise ValueError("the certificate is not a leaf right below its authority")
     return leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

@@ -33,10 +33,11 @@ from federation.ledger import Disclosure, What
 
 
 def _nfc(text: str) -> str:
-    if unicodedata.normalize("NFC", text) != text or any(
-        unicodedata.category(c) == "Cc" for c in text
+    # besides control characters, what a reviewer would not see: direction marks, zero-width signs
+    if not unicodedata.is_normalized("NFC", text) or any(
+        unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp"} for c in text
     ):
-        raise ValueError("text must be NFC without control characters")
+        raise ValueError("text must be NFC without control and invisible characters")
     return text
 
 

@@ -15,7 +15,11 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_der_public_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_der_public_key,
+)
 
 from federation.errors import Refused
 from federation.objects import Usage
@@ -74,12 +78,14 @@ class Intl:
             key = load_der_public_key(spki)
         except (ValueError, UnsupportedAlgorithm):
             return False
+        if key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) != spki:
+            return False  # a compressed point, say: the same key under another id
         if isinstance(key, Ed25519PublicKey):
             raw = bytearray(key.public_bytes_raw())
             raw[31] &= 0x7F
-            return alg == "Ed25519" and len(spki) == 44 and bytes(raw) not in _SMALL_ORDER
+            return alg == "Ed25519" and bytes(raw) not in _SMALL_ORDER
         if isinstance(key, X25519PublicKey):
-            return alg == "X25519" and len(spki) == 44
+            return alg == "X25519"
         if isinstance(key, EllipticCurvePublicKey):
             return alg == {"secp256r1": "P-256", "secp384r1": "P-384"}.get(key.curve.name)
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import textwrap
 from datetime import UTC, timedelta
 from typing import Any
 
@@ -11,6 +12,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_der_public_key,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from federation import certificates, identity
@@ -180,6 +188,15 @@ def test_a_key_on_another_curve_or_a_broken_one_is_no_key() -> None:
     assert not Intl().is_key("P-384", b"")
     p521 = PrivateKey(Usage.NODE, ec.generate_private_key(ec.SECP521R1()))
     assert not Intl().is_key("P-384", p521.spki)
+    point = PrivateKey.generate(Usage.NODE).secret.public_key()
+    assert isinstance(point, ec.EllipticCurvePublicKey)
+    whole = point.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    short = point.public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
+    # the same key written shorter, as OpenSSL reads it too: SEQUENCE, the algorithm, BIT STRING
+    inside = whole[2 : 2 + 2 + whole[3]] + b"\x03" + bytes([len(short) + 1, 0]) + short
+    again = load_der_public_key(b"\x30" + bytes([len(inside)]) + inside)
+    assert again == point
+    assert not Intl().is_key("P-384", b"\x30" + bytes([len(inside)]) + inside)
 
 
 @pytest.mark.parametrize(
@@ -212,6 +229,9 @@ def test_a_malformed_key_record_cannot_exist(change: dict[str, Any]) -> None:
         {"uscc": "９1330106Y71047292M"},
         {"name": ""},
         {"name": "e\u0301tat"},
+        {"name": "bank\u202egpj"},
+        {"name": "tax\u200b"},
+        {"name": "tax\nbank"},
         {"serial": 0},
         {"keys": ()},
         {"ca_certificate": "none"},
@@ -309,6 +329,27 @@ def test_a_certificate_is_for_both_ends_and_lives_as_long_as_its_key() -> None:
     assert {use.dotted_string for use in uses} == {"1.3.6.1.5.5.7.3.1", "1.3.6.1.5.5.7.3.2"}
     record: KeyRecord = card.of_usage(Usage.TLS)[0]
     assert utc_text(leaf.not_valid_after_utc.astimezone(UTC)) == record.not_after
+
+
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_a_mangled_certificate_is_an_integrity_error_and_nothing_else(data: st.DataObject) -> None:
+    """A hostile member signs whatever it likes; reading it must not bring a node down."""
+    tax = make_org("tax")
+    name = data.draw(st.sampled_from(["ca_certificate", "tls_certificate"]))
+    text = str(getattr(tax.card, name))
+    raw = bytearray(base64.b64decode("".join(text.splitlines()[1:-1])))
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, len(raw) - 1))
+        raw[place] = data.draw(st.integers(0, 255).filter(lambda b, old=raw[place]: b != old))
+    lines = textwrap.fill(base64.b64encode(raw).decode(), 64)
+    mangled = f"-----BEGIN CERTIFICATE-----\n{lines}\n-----END CERTIFICATE-----\n"
+    if mangled == text:
+        return  # two changes of one place that undid each other
+    envelope = resign(tax, **{name: mangled})
+    with pytest.raises(IntegrityError):
+        verify_card(envelope)
 
 
 def test_a_card_made_outside_its_keys_life_is_refused() -> None:
