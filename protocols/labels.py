@@ -3,6 +3,8 @@
 JOINT_SEED = b"lianmo/v1/joint-seed"
 NONCE_COMMITMENT = b"lianmo/v1/nonce-commitment"
 MATRIX_COMMITMENT = b"lianmo/v1/matrix-commitment"
+SEED_COMMITMENT = b"lianmo/v1/seed-commitment"
+PAIR_SEED = b"lianmo/v1/pair-seed"
 
 # row keys (protocols/oprf.py)
 OPRF_INFO = b"lianmo/v1/oprf-info"
@@ -47,3 +49,13 @@ DECOY = b"lianmo/v1/decoy"
 # rows (federation/registry.py)
 REGISTRY = b"lianmo/v1/registry"
 COVER = b"lianmo/v1/cover"
+
+# tasks: the agreement, a scorecard (federation/tasks)
+JOINT_NONCE = b"lianmo/v1/joint-nonce"
+DATA_COMMITMENT = b"lianmo/v1/data-commitment"
+AGREEMENT = b"lianmo/v1/agreement"
+OPRF_SEED = b"lianmo/v1/oprf-seed"
+ROUNDING_SECRET = b"lianmo/v1/rounding-secret"
+COVER_DIGEST = b"lianmo/v1/cover-digest"
+DIRECTION_DIGEST = b"lianmo/v1/direction-digest"
+MODEL_DIGEST = b"lianmo/v1/model-digest"

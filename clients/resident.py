@@ -1,0 +1,239 @@
+"""The node's process: everything of one organisation that has to be there while others compute.
+
+Order of the start: home, lock, coordinator (tried until it is there), relay, Flower. What is heavy
+(kernels, the party programs' imports) comes after the node is ready, in the background.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from clients.coordinator_client import CoordinatorClient, platform_of
+from clients.gate import Gate
+from clients.home import Home
+from clients.relay_client import Identity, LineConfig, PeerCertificate, RelayClient, RelayServer
+from clients.runner import Admission, Outcome, Program, Runner
+from clients.runner import Gate as GateProtocol
+from clients.store import Store
+from federation import certificates, keyring
+from federation.errors import Conflict, LianmoError, Unavailable, UsageError
+from federation.objects import Usage, utc_text
+from federation.tasks.party import Party
+
+log = logging.getLogger(__name__)
+
+REGISTER_S = 5.0  # between two attempts to reach the coordinator at the start
+REFRESH_S = 60.0  # our card is shown again: after a restart from a backup the coordinator forgot
+
+
+class Peers(Mapping[str, PeerCertificate]):
+    """What the cards that this home trusts just now say about connections."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+
+    def __getitem__(self, org: str) -> PeerCertificate:
+        trust = self._home.trust()
+        if org not in trust:
+            raise KeyError(org)
+        der = certificates.der(trust.card(org).tls_certificate)
+        return PeerCertificate(ca=trust.tls_ca(org), sha256=_sha256(der))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._home.trust())
+
+    def __len__(self) -> int:
+        return len(self._home.trust())
+
+
+def serve(
+    home: Home,
+    *,
+    ready: Callable[[str], None],
+    warm: bool = True,
+    program: Program | None = None,
+    gate: Callable[[Home, Store], GateProtocol] | None = None,
+) -> None:
+    """Run the node until SIGTERM or SIGINT. Raises Conflict if one runs for this home already."""
+    from clients.node import Node
+
+    stopped = threading.Event()
+    with (
+        _only_one(home),
+        contextlib.closing(Store.open(home.database_url)) as store,
+        CoordinatorClient(home, retry_s=1.0) as client,
+        _relay(home) as relay,
+    ):
+        _on_signals(stopped.set)
+        node_id = _register(home, client, stopped)
+        if node_id is None:
+            return
+        runner = Runner(
+            home,
+            gate=gate(home, store) if gate else Gate(home, store, _now),
+            program=program or _installed_program,
+            relay=relay,
+            coordinator=client,
+            books=(store.spent, store.answers),
+            now=_now,
+        )
+        node = Node(home, node_id, runner.train, workers=home.config.workers + 2)
+        _write_status(home, node_id)
+
+        def stop() -> None:
+            stopped.set()
+            node.stop()
+
+        _on_signals(stop)
+        if stopped.is_set():
+            return
+        watcher = threading.Thread(
+            target=_after_first_pull,
+            args=(home, client, node, stopped, ready, warm),
+            name="readiness",
+            daemon=True,
+        )
+        watcher.start()
+        try:
+            node.run()
+        finally:
+            runner.stop()
+
+
+def status(home: Home) -> dict[str, Any]:
+    """What is known of this home's node: here, at the coordinator, and of its last jobs."""
+    answer: dict[str, Any] = {"org": home.org, "running": _is_running(home)}
+    try:
+        about = json.loads((home.path / "node.json").read_text())
+        if answer["running"]:
+            answer |= {"pid": about["pid"], "since": about["since"]}
+        answer["node_id"] = about["node_id"]
+    except (OSError, ValueError, KeyError):
+        answer["node_id"] = None
+    try:
+        with CoordinatorClient(home) as client:
+            seen = client.organisation(home.org)
+            answer["registered"] = seen.registered
+            answer["jobs"] = {item.job: str(item.status) for item in client.jobs()}
+    except LianmoError as error:
+        answer["coordinator"] = str(error)
+    return answer
+
+
+# --- parts of the start ---------------------------------------------------------------------------
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _installed_program(party: Party, admission: Admission) -> Outcome:
+    """The manifest's task; its imports are too heavy for a start."""
+    from clients.tasks import run_task
+
+    return run_task(party, admission)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _relay(home: Home) -> RelayClient:
+    """The connection to the relay; it reconnects by itself, so nothing waits for it here."""
+    if home.config.relay_address is None:
+        todo = "set `relay_address` in config.toml, or LIANMO_RELAY_ADDRESS"
+        raise UsageError("this home names no relay", party=home.org, todo=todo)
+    trust = home.trust()
+    certificate, _ = home.tls_files
+    own = Identity(org=home.org, key=home.key(Usage.TLS).pem(), certificate=certificate.read_text())
+    config = LineConfig(
+        start_timeout_s=home.config.peer_timeout_s, stall_timeout_s=home.config.peer_timeout_s
+    )
+    server = RelayServer(home.config.relay_address, trust.tls_ca(platform_of(trust)))
+    return RelayClient(own, Peers(home), server, config)
+
+
+def _register(home: Home, client: CoordinatorClient, stopped: threading.Event) -> int | None:
+    """Show our card until the coordinator takes it; None if the node is stopped meanwhile."""
+    told = ""
+    while not stopped.is_set():
+        try:
+            return int(client.register(home.card()).node_id)
+        except Unavailable as error:
+            if error.what != told:
+                log.warning("waiting for the coordinator", extra={"reason": str(error)})
+            told = error.what
+            stopped.wait(REGISTER_S if told else 0.5)
+    return None
+
+
+def _after_first_pull(
+    home: Home,
+    client: CoordinatorClient,
+    node: Any,
+    stopped: threading.Event,
+    ready: Callable[[str], None],
+    warm: bool,
+) -> None:
+    """Say that the node is ready; then what may be slow."""
+    while not node.reached.wait(0.5):
+        if stopped.is_set():
+            return
+    ready(f"node of {home.org} ready")
+    if warm:
+        began = time.monotonic()
+        os.nice(5)  # of this thread alone, on Linux: a job that comes now goes first
+        from protocols.warm import warm as warm_kernels
+
+        warm_kernels()
+        log.info("kernels warm", extra={"seconds": round(time.monotonic() - began, 1)})
+    while not stopped.wait(REFRESH_S):
+        try:
+            client.register(home.card())
+        except LianmoError as error:
+            log.warning("not registered again", extra={"reason": str(error)})
+
+
+def _on_signals(action: Callable[[], None]) -> None:
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: action())
+
+
+@contextlib.contextmanager
+def _only_one(home: Home) -> Iterator[None]:
+    """Two nodes with one identity would take each other's messages."""
+    handle = os.open(home.path / "node.lock", os.O_RDWR | os.O_CREAT, keyring.SECRET_MODE)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            todo = "stop it first; `lianmo node status` shows its process id"
+            raise Conflict("a node runs for this home already", party=home.org, todo=todo) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def _is_running(home: Home) -> bool:
+    try:
+        with _only_one(home):
+            return False
+    except Conflict:
+        return True
+
+
+def _write_status(home: Home, node_id: int) -> None:
+    about = {"pid": os.getpid(), "since": utc_text(_now()), "node_id": str(node_id)}
+    keyring.write(home.path / "node.json", json.dumps(about).encode(), keyring.SECRET_MODE)

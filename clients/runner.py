@@ -1,0 +1,571 @@
+"""What happens on a `train` message: check at the gate, run the party program, sign what happened.
+
+    new attempt   gate -> seed on disk -> channels to all other parties -> program -> record, reply
+    repeat        the same order again starts nothing: it waits for the same attempt, or gets the
+                  stored reply. Flower delivers at most once, so repeats are normal
+    restart       an attempt that was cut off by a crash is lost: its channels and secrets are gone
+                  with the process, and a new attempt has a new number in all randomness
+
+A failure leaves as one coarse word; its reason stays in this node's log under a reference. The
+other parties are told through their channels, so that nobody waits for who is gone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from pydantic import ValidationError
+
+from clients.home import Home
+from federation import fab as fabs
+from federation import keyring
+from federation.api import TRAIN_HOLD_S, JobStatus, ProgressBody, TrainOrder, TrainReply
+from federation.channel import Channel, Transport
+from federation.checks import ApprovedJob
+from federation.envelope import Envelope, sign
+from federation.errors import (
+    Conflict,
+    IntegrityError,
+    LianmoError,
+    PartyLost,
+    Refused,
+    Unavailable,
+)
+from federation.ledger import Ledger
+from federation.objects import (
+    DeclaredDisclosure,
+    JobManifest,
+    Role,
+    RunRecord,
+    Usage,
+    utc_text,
+)
+from federation.package import package_sha256
+from federation.tasks.party import Party, Progress
+from protocols import labels
+from protocols.books import AnswerBook, SpentBook
+from protocols.errors import ProtocolError
+from protocols.streams import SEED_BYTES, Randomness, digest, encode
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS_MAX = 3  # of one manifest at this node, whatever the coordinator asks for
+PROGRESS_S = 0.5  # at most one progress message in so long
+PULSE_S = 3.0  # and at least one: its answer says whether the job goes on
+FIRST_WORD_S = 2.0  # for telling the others that this party stopped
+
+
+class Admission(Protocol):
+    """What the gate hands out (clients/gate.py)."""
+
+    @property
+    def job(self) -> ApprovedJob:
+        """The manifest that all owners approved."""
+
+    @property
+    def snapshot_digest(self) -> str:
+        """Of the rows and columns that were handed out, salted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a party program leaves at its node."""
+
+    model: bytes  # this party's part of the model
+    files: Mapping[str, bytes] = field(default_factory=dict)  # results, by file name
+    tokens: int = 0
+    commitments: tuple[str, ...] = ()
+
+
+class Relay(Protocol):
+    """Where channels come from (clients/relay_client.py)."""
+
+    def transport(self, manifest_digest: bytes, attempt: int, peer: str) -> Transport:
+        """The channel to a peer, one for each attempt."""
+
+
+class Coordinator(Protocol):
+    """Who hears of progress (clients/coordinator_client.py)."""
+
+    def progress(self, job: str, body: ProgressBody) -> object:
+        """Say how far this party is; the answer's `status` says whether the job goes on."""
+
+
+class Gate(Protocol):
+    """The only door to data (clients/gate.py)."""
+
+    def admit(
+        self,
+        manifest: Envelope,
+        approvals: Sequence[Envelope],
+        *,
+        fab: bytes,
+        run_config: Mapping[str, object],
+        attempt: int,
+    ) -> Admission:
+        """Let one attempt in, or raise Refused."""
+
+    def close(self, manifest: str, attempt: int) -> None:
+        """The attempt is over: it counts with what it used."""
+
+
+Program = Callable[[Party, Admission], Outcome]
+
+
+class Stop(LianmoError):
+    """The job was stopped or withdrawn, or a newer attempt has begun."""
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One attempt of one job in this process."""
+
+    done: threading.Event = field(default_factory=threading.Event)
+    stop: threading.Event = field(default_factory=threading.Event)
+    reply: TrainReply | None = None
+
+
+class Runner:
+    """All attempts of all jobs at one node."""
+
+    def __init__(
+        self,
+        home: Home,
+        *,
+        gate: Gate,
+        program: Program,
+        relay: Relay,
+        coordinator: Coordinator,
+        books: tuple[SpentBook, AnswerBook],
+        now: Callable[[], datetime],
+        hold_s: float = TRAIN_HOLD_S,
+    ) -> None:
+        self._home, self._gate, self._program = home, gate, program
+        self._relay, self._coordinator, self._books = relay, coordinator, books
+        self._now, self._hold_s = now, hold_s
+        self._lock = threading.Lock()
+        self._attempts: dict[tuple[str, int], _Attempt] = {}
+
+    def train(self, order: TrainOrder, fab: bytes, run_config: dict[str, object]) -> TrainReply:
+        """Answer an order within `hold_s`: its attempt's last word, or `running`."""
+        try:
+            manifest = order.manifest.unverified(JobManifest)
+        except LianmoError as error:
+            return self._refusal("unknown", order.attempt, error)
+        key = manifest.digest(), order.attempt
+        with self._lock:
+            attempt = self._attempts.get(key)
+            if attempt is None:
+                stored = self._stored_reply(manifest, order.attempt)
+                if stored is not None:
+                    return stored
+                try:
+                    attempt = self._begin(key, manifest, order, fab, run_config)
+                except LianmoError as error:
+                    return self._refusal(manifest.job, order.attempt, error)
+        if attempt.done.wait(self._hold_s) and attempt.reply is not None:
+            return attempt.reply
+        return TrainReply(state="running")
+
+    def stop(self) -> None:
+        """The node ends: every attempt ends, and tells the others."""
+        with self._lock:
+            running = [item for item in self._attempts.values() if not item.done.is_set()]
+        for attempt in running:
+            attempt.stop.set()
+        deadline = time.monotonic() + FIRST_WORD_S
+        for attempt in running:
+            attempt.done.wait(max(0.0, deadline - time.monotonic()))
+
+    # --- before anything runs ---------------------------------------------------------------------
+
+    def _stored_reply(self, manifest: JobManifest, number: int) -> TrainReply | None:
+        """The last word of an attempt of which this process knows nothing, if there was one."""
+        folder = self._folder(manifest, number)
+        if (file := folder / "reply.json").is_file():
+            try:
+                return TrainReply.model_validate_json(file.read_bytes())
+            except ValidationError:
+                return TrainReply(state="lost")
+        if not (folder / "seed").exists():
+            return None
+        self._gate.close(manifest.digest(), number)
+        return TrainReply(state="lost")
+
+    def _begin(
+        self,
+        key: tuple[str, int],
+        manifest: JobManifest,
+        order: TrainOrder,
+        fab: bytes,
+        run_config: dict[str, object],
+    ) -> _Attempt:
+        """Ask the gate, then start the attempt in a thread of its own."""
+        if not 1 <= order.attempt <= ATTEMPTS_MAX:
+            what = f"attempt {order.attempt} of {ATTEMPTS_MAX} that this node allows"
+            raise Refused(what, party=self._home.org, todo="make a new manifest")
+        admission = self._gate.admit(
+            order.manifest,
+            order.approvals,
+            fab=fab,
+            run_config=run_config,
+            attempt=order.attempt,
+        )
+        if admission.job.digest != key[0]:
+            raise IntegrityError("the gate admitted another manifest", party=self._home.org)
+        for (digest_, number), other in self._attempts.items():
+            if digest_ != key[0]:
+                continue
+            if number > order.attempt:
+                raise Conflict("a newer attempt of this job has begun", party=self._home.org)
+            other.stop.set()
+        attempt = self._attempts[key] = _Attempt()
+        job = _Job(self._home, admission, order.attempt, fab, self._folder(manifest, key[1]))
+        threading.Thread(
+            target=self._run, args=(attempt, job), name=f"{manifest.job}/{key[1]}", daemon=True
+        ).start()
+        return attempt
+
+    def _folder(self, manifest: JobManifest, number: int) -> Path:
+        """One attempt's folder; named by the manifest's digest, since names can come again."""
+        folder = self._home.runs(manifest.job) / f"{manifest.digest()[:16]}-{number}"
+        folder.mkdir(mode=keyring.DIRECTORY_MODE, exist_ok=True)
+        return folder
+
+    def _refusal(self, job: str, number: int, error: LianmoError) -> TrainReply:
+        """The coarse word for the outside; nothing was opened."""
+        reference = secrets.token_hex(4)
+        log.warning(
+            "order refused",
+            extra={"job": job, "attempt": number, "reason": str(error), "reference": reference},
+        )
+        return TrainReply(state="refused", reference=reference)
+
+    # --- one attempt, in its own thread -----------------------------------------------------------
+
+    def _run(self, attempt: _Attempt, job: _Job) -> None:
+        """From channels to reply; never raises."""
+        pulse = _Pulse(self._coordinator, job, attempt.stop)
+        outcome: Outcome | None = None
+        began = self._now()
+        log.info("attempt begun", extra=job.ids)
+        try:
+            job.open(self._relay, self._home.config.peer_timeout_s)
+            party = job.party(self._books, pulse.report, lambda: _check(attempt.stop, job.me))
+            pulse.start(party)
+            outcome = self._program(party, job.admission)
+            state, reference = "succeeded", ""
+            log.info("attempt succeeded", extra=job.ids | {"seconds": job.seconds()})
+        except Exception as error:  # noqa: BLE001 - a program's bug costs an attempt, not the node
+            state, reference = self._failed(error, attempt, job)
+        finally:
+            pulse.stop()
+        try:
+            reply = self._conclude(job, state, reference, outcome, began)
+        except (LianmoError, OSError) as error:
+            log.error("result not kept", extra=job.ids | {"reason": str(error)})
+            reply = TrainReply(state="failed", stage=job.stage, reference=reference)
+        finally:
+            job.close()
+            self._gate.close(job.admission.job.digest, job.number)
+        attempt.reply = reply
+        attempt.done.set()
+
+    def _failed(self, error: Exception, attempt: _Attempt, job: _Job) -> tuple[str, str]:
+        """(state, reference) of a failure; the others hear a coarse code, this log the reason."""
+        state, code = _coarse(error, attempt.stop.is_set())
+        reference = secrets.token_hex(4)
+        about = job.ids | {"stage": job.stage, "reference": reference, "code": code}
+        if isinstance(error, LianmoError | ProtocolError):
+            log.error("attempt ended", extra=about | {"reason": str(error)})
+        else:
+            log.error("attempt ended", extra=about, exc_info=error)
+        job.tell_others(code)
+        return state, reference
+
+    def _conclude(
+        self,
+        job: _Job,
+        state: str,
+        reference: str,
+        outcome: Outcome | None,
+        began: datetime,
+    ) -> TrainReply:
+        """Keep results, record and reply; in this order, so that a reply means all is kept."""
+        if outcome is not None:
+            job.keep(outcome)
+        record = sign(job.record(state, outcome, began, self._now()), self._home.key(Usage.RUN))
+        _write(job.folder / "record.json", record.to_json())
+        stage = "" if state == "succeeded" else job.stage
+        reply = TrainReply.model_validate(
+            {"state": state, "stage": stage, "reference": reference, "record": record}
+        )
+        _write(job.folder / "reply.json", reply.model_dump_json().encode())
+        return reply
+
+
+class _Job:
+    """What one attempt holds: its seed, channels, ledger; and what it leaves on disk."""
+
+    def __init__(
+        self, home: Home, admission: Admission, number: int, fab: bytes, folder: Path
+    ) -> None:
+        self._home, self.admission, self.number = home, admission, number
+        self.manifest, self.me = admission.job.manifest, home.org
+        self.folder, self._fab = folder, fab
+        self.ids: dict[str, object] = {"job": self.manifest.job, "attempt": number}
+        self.channels: dict[str, Channel] = {}
+        self._party: Party | None = None
+        self._began = time.monotonic()
+        # On disk before anything is drawn from it: after a crash it says that this attempt was
+        # begun, and the replay audit needs it (PROTOCOLS.md section 6).
+        self._seed = secrets.token_bytes(SEED_BYTES)
+        handle = os.open(folder / "seed", os.O_WRONLY | os.O_CREAT | os.O_EXCL, keyring.SECRET_MODE)
+        with os.fdopen(handle, "wb") as file:
+            file.write(self._seed)
+            file.flush()
+            os.fsync(file.fileno())
+
+    @property
+    def stage(self) -> str:
+        """Where the program is, or was."""
+        return self._party.stage if self._party is not None else "start"
+
+    def seconds(self) -> float:
+        """Since the attempt began."""
+        return round(time.monotonic() - self._began, 3)
+
+    def open(self, relay: Relay, timeout_s: float) -> None:
+        """A channel to every other party."""
+        for peer in _peers(self.manifest, self.me):
+            transport = relay.transport(bytes.fromhex(self.manifest.digest()), self.number, peer)
+            self.channels[peer] = Channel(self.me, peer, transport, timeout_s=timeout_s)
+
+    def party(
+        self,
+        books: tuple[SpentBook, AnswerBook],
+        report: Callable[[Progress], None],
+        check: Callable[[], None],
+    ) -> Party:
+        """The program's view of this attempt."""
+        declared = (item.entry() for item in self.manifest.disclosures)
+        self._party = Party(
+            me=self.me,
+            manifest=self.manifest,
+            attempt=self.number,
+            randomness=Randomness(self._seed, bytes.fromhex(self.manifest.digest()), self.number),
+            channels=self.channels,
+            pair_seeds=pair_seeds(self._home, self.manifest, self.number),
+            ledger=Ledger(self.me, declared),
+            spent=books[0],
+            answers=books[1],
+            report=report,
+            check=check,
+        )
+        return self._party
+
+    def tell_others(self, code: str) -> None:
+        """This party's last word on every channel; who does not take it in time goes without."""
+
+        def tell(channel: Channel) -> None:
+            try:
+                channel.stop(self.stage, code)
+            except (LianmoError, ProtocolError, OSError) as error:
+                reason = type(error).__name__
+                log.info("peer not told", extra=self.ids | {"party": channel.peer, "why": reason})
+
+        threads = [
+            threading.Thread(target=tell, args=(channel,), daemon=True)
+            for channel in self.channels.values()
+        ]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + FIRST_WORD_S
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def close(self) -> None:
+        """No more messages; what was sent is still delivered."""
+        for channel in self.channels.values():
+            channel.close()
+
+    def keep(self, outcome: Outcome) -> None:
+        """Results into the job's folder, this party's part of the model into models/."""
+        for name, content in outcome.files.items():
+            _write(self.folder.parent / name, content)
+            _write(self.folder / name, content)
+        _write(self._home.models / f"{self.manifest.job}.json", outcome.model)
+
+    def record(
+        self, state: str, outcome: Outcome | None, began: datetime, ended: datetime
+    ) -> RunRecord:
+        """What this party really did, for its signature."""
+        traffic = {peer: channel.traffic for peer, channel in self.channels.items()}
+        entries = self._party.ledger.entries() if self._party is not None else ()
+        return RunRecord(
+            job=self.manifest.job,
+            manifest=self.manifest.digest(),
+            org=self.me,
+            attempt=self.number,
+            package_sha256=package_sha256(),
+            fab_sha256=sha256_hex(self._fab),
+            run_config_sha256=fabs.run_config_sha256(self.manifest),
+            snapshot=self.admission.snapshot_digest,
+            commitments=(
+                digest(labels.SEED_COMMITMENT, self._seed).hex(),
+                *(outcome.commitments if outcome is not None else ()),
+            ),
+            transcript=tuple(
+                (peer, item.sent_digest.hex(), item.received_digest.hex())
+                for peer, item in sorted(traffic.items())
+            ),
+            disclosures=tuple(
+                DeclaredDisclosure(
+                    source=item.source,
+                    to=item.to,
+                    what=item.what,
+                    count=item.count,
+                    bits=item.bits,
+                    per_enterprise=item.per_enterprise,
+                )
+                for item in entries
+            ),
+            tokens=outcome.tokens if outcome is not None else 0,
+            output=sha256_hex(outcome.model) if outcome is not None else None,
+            outcome="failed" if state == "lost" else state,
+            stage=self.stage,
+            started=utc_text(began),
+            ended=utc_text(ended),
+        )
+
+
+class _Pulse:
+    """Tells the coordinator how far the program is, and hears from it whether the job goes on."""
+
+    def __init__(self, coordinator: Coordinator, job: _Job, stop: threading.Event) -> None:
+        self._coordinator, self._job, self._stop = coordinator, job, stop
+        self._latest: Progress | None = None
+        self._news, self._ended = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="progress", daemon=True)
+
+    def start(self, party: Party) -> None:
+        """Begin to tell."""
+        self._latest = Progress(party.stage, 0, 1)
+        self._thread.start()
+
+    def report(self, progress: Progress) -> None:
+        """From the program's thread; costs nothing."""
+        self._latest = progress
+        self._news.set()
+
+    def stop(self) -> None:
+        """The program has ended; its last progress is told, as far as that takes no time."""
+        self._ended.set()
+        self._news.set()
+        if self._thread.ident is not None:
+            self._thread.join(2.0)
+
+    def _beat(self) -> None:
+        while True:
+            self._news.wait(PULSE_S)
+            is_last = self._ended.is_set()
+            self._news.clear()
+            self._tell()
+            if is_last:
+                return
+            if self._stop.is_set():  # wakes a program that waits for a peer
+                self._job.tell_others("STOPPED")
+                self._job.close()
+                return
+            self._ended.wait(PROGRESS_S)
+
+    def _tell(self) -> None:
+        if (latest := self._latest) is None:
+            return
+        traffic = [channel.traffic for channel in list(self._job.channels.values())]
+        body = ProgressBody(
+            attempt=self._job.number,
+            stage=latest.stage,
+            step=latest.step,
+            steps=latest.steps,
+            sent_bytes=sum(sum(list(item.sent_bytes.values())) for item in traffic),
+            received_bytes=sum(sum(list(item.received_bytes.values())) for item in traffic),
+        )
+        try:
+            answer = self._coordinator.progress(self._job.manifest.job, body)
+        except LianmoError as error:  # a coordinator that is away stops nobody
+            log.info("progress not told", extra=self._job.ids | {"reason": type(error).__name__})
+            return
+        status = getattr(answer, "status", JobStatus.RUNNING)
+        if status is not JobStatus.RUNNING:
+            self._stop.set()
+
+
+# --- helpers --------------------------------------------------------------------------------------
+
+
+def pair_seeds(home: Home, manifest: JobManifest, attempt: int) -> dict[str, bytes]:
+    """A secret that two departments share, for each other department of the job.
+
+    X25519 between the mask keys in their cards, then HKDF over manifest and attempt: another job or
+    attempt has other masks (PROTOCOLS.md section 2). The bank has no mask key and no such seed.
+    """
+    if home.org not in manifest.departments:
+        return {}
+    own, trust = home.key(Usage.MASK), home.trust()
+    found = {}
+    for peer in manifest.departments:
+        if peer == home.org:
+            continue
+        pair = sorted((home.org, peer))
+        info = encode(labels.PAIR_SEED, bytes.fromhex(manifest.digest()), attempt, *pair)
+        shared = own.agree(trust.mask_key(peer))
+        found[peer] = HKDF(SHA256(), SEED_BYTES, salt=None, info=info).derive(shared)
+    return found
+
+
+def sha256_hex(data: bytes) -> str:
+    """SHA-256, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _peers(manifest: JobManifest, me: str) -> Iterable[str]:
+    return [
+        party.org
+        for party in manifest.parties
+        if party.role is not Role.PLATFORM and party.org != me
+    ]
+
+
+def _check(stop: threading.Event, me: str) -> None:
+    if stop.is_set():
+        raise Stop("the job was stopped, withdrawn or begun anew", party=me)
+
+
+def _coarse(error: Exception, is_stopped: bool) -> tuple[str, str]:
+    """(state, code) for the outside: what others may know of a failure."""
+    if is_stopped or isinstance(error, Stop):
+        return "stopped", "STOPPED"
+    if isinstance(error, PartyLost | Unavailable):
+        return "lost", "LOST"
+    if isinstance(error, Refused):
+        return "refused", "REFUSED"
+    if isinstance(error, IntegrityError | ProtocolError):
+        return "failed", "INTEGRITY"
+    return "failed", "FAILED"
+
+
+def _write(path: Path, content: bytes) -> None:
+    keyring.write(path, content, keyring.SECRET_MODE)
