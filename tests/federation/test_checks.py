@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 from collections.abc import Iterator
@@ -14,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from federation import checks, identity
 from federation.checks import ApprovedJob, check_job, check_manifest
 from federation.envelope import Envelope, sign
 from federation.errors import IntegrityError, LianmoError, NotFound, RefusalCode, Refused
+from federation.identity import PrivateKey
 from federation.objects import Decision, JobManifest, KeyStatus, Usage, utc_text
 from tests.federation.parties import (
     NOW,
@@ -266,6 +269,30 @@ def test_an_approval_under_a_key_on_hold_stops_the_job() -> None:
     held = TAX.with_status(Usage.APPROVE, KeyStatus.HOLD, NOW - timedelta(minutes=1))
     with pytest.raises(Refused, match="on hold"):
         check(trust=TRUST.with_card(held.envelope), me="court")
+
+
+def test_two_approvals_by_one_person_are_one_persons(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Acceptance test 24, for data of which two persons decide."""
+    monkeypatch.setattr(checks, "persons_needed", lambda party: 2 if party.org == "tax" else 1)
+    again = approve(TAX, MANIFEST, nonce="ff" * 16)
+    with pytest.raises(Refused, match="tax: has not approved"):
+        check(approvals=[*APPROVALS, again])
+    second = PrivateKey.generate(Usage.APPROVE)
+    for holder, accepted in (("tax approve", False), ("Li", True)):  # the same person's other key
+        record = TAX.card.of_usage(Usage.APPROVE)[0].model_dump() | {
+            "key_id": second.key_id,
+            "spki": base64.b64encode(second.spki).decode(),
+            "holder": holder,
+        }
+        grown = TAX.newer(keys=[*(key.model_dump() for key in TAX.card.keys), record])
+        signers = identity.card_signers(TAX.keys.by_usage)
+        trust = TRUST.with_card(sign(grown.card, *signers, second))
+        approvals = [*APPROVALS, sign(make_approval("tax", MANIFEST), second)]
+        if accepted:
+            assert check(approvals=approvals, trust=trust).digest == JOB.digest()
+        else:
+            with pytest.raises(Refused, match="tax: has not approved"):
+                check(approvals=approvals, trust=trust)
 
 
 # --- the manifest's own side ----------------------------------------------------------------------
