@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 from clients.home import Home, default_path
-from federation import keyring
+from federation import certificates, keyring
 from federation.errors import Conflict, IntegrityError, LianmoError, NotFound, Refused, UsageError
 from federation.identity import USAGES, PrivateKey
 from federation.objects import KeyStatus, OrgKind, Usage
@@ -280,13 +283,13 @@ def test_a_damaged_card_is_named_and_stops_everything(home: Home) -> None:
 # --- TLS ------------------------------------------------------------------------------------------
 
 
-def handshake(server: Home, client: Home) -> tuple[str | None, str | None]:
+def handshake(server: Home, client: Home, host: str | None = None) -> tuple[str | None, str | None]:
     """TLS 1.3 between two homes in memory; whom each side's trust store says it talks to."""
     contexts = []
     for me, side in ((server, ssl.PROTOCOL_TLS_SERVER), (client, ssl.PROTOCOL_TLS_CLIENT)):
         context = ssl.SSLContext(side)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.check_hostname = False
+        context.check_hostname = host is not None and me is client
         context.verify_mode = ssl.CERT_REQUIRED
         context.load_cert_chain(*me.tls_files)
         trust = me.trust()
@@ -295,7 +298,7 @@ def handshake(server: Home, client: Home) -> tuple[str | None, str | None]:
     pipes = ssl.MemoryBIO(), ssl.MemoryBIO()
     ends = [
         contexts[0].wrap_bio(pipes[0], pipes[1], server_side=True),
-        contexts[1].wrap_bio(pipes[1], pipes[0]),
+        contexts[1].wrap_bio(pipes[1], pipes[0], server_hostname=host),
     ]
     waiting = list(ends)
     while waiting:
@@ -321,6 +324,40 @@ def test_two_homes_that_trust_each_other_speak_tls(tmp_path: Path) -> None:
     tax.trust_card(city.card())
     assert handshake(city, tax) == ("tax", "city")
     assert handshake(tax, city) == ("city", "tax")  # the same leaf does for both ends
+    for host in ("localhost", "127.0.0.1"):
+        assert handshake(city, tax, host) == ("tax", "city")
+    with pytest.raises(ssl.SSLCertVerificationError):
+        handshake(city, tax, "elsewhere.example")
+    with pytest.raises(ssl.SSLCertVerificationError):
+        handshake(tax, city, "localhost")  # a node is no server
+
+
+def test_a_member_cannot_pose_as_another_with_a_certificate_of_its_own(tmp_path: Path) -> None:
+    """Every member is a certificate authority, so TLS alone believes any name that one writes."""
+    city = make(tmp_path / "city", "city", kind="platform", hosts=["localhost"])
+    tax, court = make(tmp_path / "tax"), make(tmp_path / "court", "court")
+    for home in (tax, court):
+        city.trust_card(home.card())
+        home.trust_card(city.card())
+    key = court.key(Usage.TLS).secret
+    authority = PrivateKey.from_pem(
+        Usage.TLS, (court.path / "keys" / "authority.pem").read_bytes()
+    ).secret
+    assert isinstance(key, EllipticCurvePrivateKey)
+    assert isinstance(authority, EllipticCurvePrivateKey)
+    now = datetime.now(UTC)
+    forged = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tax")]))
+        .issuer_name(certificates.authority_name("court"))
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(minutes=1))
+        .not_valid_after(now + timedelta(days=1))
+        .sign(authority, hashes.SHA256())
+    )
+    keyring.write(court.path / "tls.crt", certificates.pem(forged).encode())
+    assert handshake(city, court) == (None, "city")  # TLS is satisfied, the trust store is not
 
 
 def test_a_home_ends_with_its_keys(tmp_path: Path) -> None:
