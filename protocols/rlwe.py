@@ -528,7 +528,7 @@ def _public_key_half(coins: JointCoins, batch: int, p: int) -> Floats:
 def _product(
     multipliers: Floats, rows: Floats, padded: int, out: Floats, executor: Executor | None
 ) -> None:
-    """One matrix product a class; the threads share the classes or, if these are few, the groups."""
+    """One matrix product a class; the threads share classes or, if these are few, groups."""
     classes, groups, count = multipliers.shape
     right = rows.reshape(count, classes, padded).transpose(1, 0, 2)
     into = out.reshape(groups, classes, padded).transpose(1, 0, 2)
