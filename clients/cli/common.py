@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import click
 import typer
@@ -75,7 +75,7 @@ def read_envelope(file: Path) -> Envelope:
         return Envelope.from_json(stream.read(MAX_ENVELOPE + 1))
 
 
-def open_input(file: Path) -> Any:
+def open_input(file: Path) -> BinaryIO:
     """A file that the user named, opened to read bytes; UsageError if that cannot be."""
     try:
         return file.open("rb")

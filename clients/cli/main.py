@@ -156,7 +156,14 @@ def call(arguments: Sequence[str]) -> int:
     def command() -> Any:
         return group.main(list(arguments), prog_name="lianmo", standalone_mode=False)
 
-    return common.run(command)
+    before = os.environ.get("LIANMO_HOME")
+    try:
+        return common.run(command)
+    finally:  # `--home` is for this one command line
+        if before is None:
+            os.environ.pop("LIANMO_HOME", None)
+        else:
+            os.environ["LIANMO_HOME"] = before
 
 
 def main() -> None:

@@ -226,6 +226,14 @@ def test_a_wrong_init_leaves_nothing(
     assert CODES[0] not in capsys.readouterr().err
 
 
+def test_the_home_of_one_command_line_is_not_that_of_the_next(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(["--home", str(tmp_path / "nowhere"), "org", "show"]) == 5
+    assert call(["org", "show"]) == 0
+    assert os.environ["LIANMO_HOME"] == str(home)
+
+
 def test_a_second_init_is_a_conflict(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = Home.open(home).own()
     assert call(init()) == 6
