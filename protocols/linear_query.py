@@ -214,6 +214,7 @@ class Department:
         randomness: Randomness,
         answers: AnswerBook,
         executor: Executor | None = None,
+        tokens_before: int = 0,
     ) -> None:
         """bins: (features, rows), integers: (columns, rows); (0, rows) where there are none.
 
@@ -223,7 +224,13 @@ class Department:
         _require_same_job(randomness, manifest, attempt)
         self._bins, self._integers = _checked_matrix(layout, bins, integers)
         squares = [int(np.dot(x, x)) for x in self._integers.astype(np.float64)]
-        check_parameters(parameters, layout, customers=1, integer_squares=squares)
+        check_parameters(
+            parameters,
+            layout,
+            customers=1,  # the department does not know them; the bank checks the range
+            integer_squares=squares,
+            tokens_before=tokens_before,
+        )
         self.layout, self.parameters, self.name, self.querier = layout, parameters, name, querier
         self._coins = rlwe.JointCoins(joint_seed, manifest, attempt, querier, matrix)
         self._randomness, self._answers, self._executor = randomness, answers, executor
@@ -266,6 +273,9 @@ class Department:
             raise ProtocolError(
                 f"{group} columns a reply, the job has {self.parameters.columns_per_reply}"
             )
+        if request.batch > len(self._granted):
+            # also after a restart: the batches before are asked for again, and so counted again
+            raise ProtocolError(f"batch {request.batch} before batch {len(self._granted)}")
         others = sum(x.tokens for number, x in self._granted.items() if number != request.batch)
         if others + tokens > self.parameters.tokens:
             raise ProtocolError(f"more tokens than the {self.parameters.tokens} of the job")

@@ -183,10 +183,12 @@ def choose_parameters(
     tokens: int,
     banks: int = 1,
     integer_squares: Sequence[int] | None = None,
+    tokens_before: int = 0,
 ) -> Parameters:
     """The tightest parameters that serve every layout; raises ParameterError if none does.
 
-    vmax: bound of |v|. tokens: queries, before limbs; count every token ever used on the matrix.
+    vmax: bound of |v|. tokens: queries of this job, before limbs, whoever asks them of the matrix.
+    tokens_before: those that earlier jobs used on it (all answers together show what they show).
     integer_squares: for a single layout, declared bounds of sum_i M_ic^2 (else rows * bound^2).
     """
     several = [layouts] if isinstance(layouts, Layout) else list(layouts)
@@ -196,7 +198,11 @@ def choose_parameters(
             parameters = _with_limbs(several, customers, vmax, tokens, banks, limbs)
             for layout in several:
                 check_parameters(
-                    parameters, layout, customers=customers, integer_squares=integer_squares
+                    parameters,
+                    layout,
+                    customers=customers,
+                    integer_squares=integer_squares,
+                    tokens_before=tokens_before,
                 )
         except ParameterError as error:
             # More limbs help against a large v only; the first text names what was really asked
@@ -214,12 +220,14 @@ def check_parameters(
     customers: int,
     column_sums: NDArray[np.int64] | None = None,
     integer_squares: Sequence[int] | None = None,
+    tokens_before: int = 0,
 ) -> None:
     """The four conditions of section 3; raises ParameterError with the figure that has to change.
 
     column_sums: bound of sum_i |M_ic| over customers for every column, once the count query has
     opened them (for one-hot columns n_c); before, every customer may be in one bin.
     integer_squares: bounds of sum_i M_ic^2 over the cover, for every integer column.
+    tokens_before: used on this matrix by earlier jobs.
     """
     squares = _integer_squares(layout, integer_squares)
     largest = _largest_sum(layout, customers, column_sums)
@@ -228,7 +236,7 @@ def check_parameters(
             f"sums reach {parameters.limb_max * largest}, t_bits {parameters.t_bits} holds less "
             f"than {1 << (parameters.t_bits - 1)}: lower vmax, raise t_bits or use more limbs"
         )
-    sigma_f, used = parameters.sigma_f, parameters.tokens
+    sigma_f, used = parameters.sigma_f, parameters.tokens + tokens_before
     all_squares = layout.features * layout.rows + sum(squares)
     needed = math.sqrt(ERROR_VARIANCE * used * all_squares / (2 * MATRIX_NATS))
     if sigma_f < needed:

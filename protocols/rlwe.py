@@ -270,11 +270,13 @@ def encrypt_secrets(
 
     secrets: (tokens, 2048). errors: (ciphertexts, 8192).
     """
-    planes = [
-        _encrypt_plane(coins, batch, prime, s, errors, secrets, columns_per_reply, executor)
-        for prime, s in zip(outer_primes(), key, strict=True)
-    ]
-    return np.concatenate(planes)
+    count = errors.shape[0]
+    sizes = [packed_bytes(count * OUTER, prime.bits) for prime in outer_primes()]
+    out = np.empty(sum(sizes), np.uint8)
+    planes = np.split(out, np.cumsum(sizes)[:-1])
+    for prime, s, plane in zip(outer_primes(), key, planes, strict=True):
+        _encrypt_plane(coins, batch, prime, s, errors, secrets, columns_per_reply, plane, executor)
+    return out
 
 
 def _encrypt_plane(
@@ -285,13 +287,13 @@ def _encrypt_plane(
     errors: NDArray[np.int8],
     secrets: NDArray[np.int8],
     group: int,
+    plane: NDArray[np.uint8],
     executor: Executor | None,
-) -> NDArray[np.uint8]:
+) -> None:
     padded = slots(secrets.shape[0])
     level = OUTER_LEVELS - padded.bit_length() + 1
     step = OUTER // padded // group
     row_bytes = packed_bytes(OUTER, prime.bits)
-    plane = np.empty(errors.shape[0] * row_bytes, np.uint8)
     weight = prime.centre(EXTRA) if prime.p in Q_PRIMES else 0.0  # P' is 0 modulo its own primes
     back = prime.centre(pow(padded, -1, prime.p))
 
@@ -307,7 +309,6 @@ def _encrypt_plane(
             plane[b * row_bytes : (b + 1) * row_bytes] = pack(values, prime.bits)
 
     spread(executor, errors.shape[0], work)
-    return plane
 
 
 def open_reply(

@@ -92,7 +92,9 @@ def test_several_batches_have_tokens_and_keys_of_their_own() -> None:
     bank, department = parties.bank(), parties.department()
     first, second = bank.request_tokens(2), bank.request_tokens(3)
     assert first.key.tobytes() != second.key.tobytes()
-    for request in (second, first):  # in any order
+    with pytest.raises(ProtocolError, match="batch 1 before batch 0"):
+        department.grant_tokens(second)
+    for request in (first, second):
         bank.accept_tokens("tax", parties.layout, department.grant_tokens(request))
     for seed in range(5):
         v = vector(parties, seed)

@@ -52,6 +52,8 @@ def test_each_condition_refuses_with_the_figure_to_change() -> None:
     many = dataclasses.replace(good, tokens=100_000_000)
     with pytest.raises(ParameterError, match=r"nats of the matrix.*fewer tokens than 100000000"):
         check_parameters(many, REFERENCE, customers=1000)
+    with pytest.raises(ParameterError, match="nats of the matrix"):
+        check_parameters(good, REFERENCE, customers=1000, tokens_before=100_000_000)
     few_rows = Layout(200, (), (1 << 12,))
     with pytest.raises(ParameterError, match=r"one row.*narrower integer columns"):
         check_parameters(good, few_rows, customers=1, integer_squares=[1])
