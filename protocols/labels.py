@@ -15,6 +15,25 @@ ROW_KEY = b"lianmo/v1/row-key"
 ROW_KEY_OF_JOB = b"lianmo/v1/row-key-of-job"
 ROW_KEY_TAG = b"lianmo/v1/row-key-tag"
 
+# row keys by set OPRF (protocols/set_oprf.py and the modules that it names)
+SET_OPRF_CONTEXT = b"lianmo/v1/set-oprf/context"
+SET_OPRF_HELLO = b"lianmo/v1/set-oprf/hello"
+SET_OPRF_REPLY = b"lianmo/v1/set-oprf/reply"
+SET_OPRF_SESSION = b"lianmo/v1/set-oprf/session"
+SET_OPRF_DELTA = b"lianmo/v1/set-oprf/delta"
+SET_OPRF_LIST = b"lianmo/v1/set-oprf/list"
+SET_OPRF_NONCE = b"lianmo/v1/set-oprf/nonce"
+SET_OPRF_STORE = b"lianmo/v1/set-oprf/store"
+SET_OPRF_ROOTS = b"lianmo/v1/set-oprf/roots"
+SET_OPRF_CHECK = b"lianmo/v1/set-oprf/check"
+SET_OPRF_PLACE = b"lianmo/v1/set-oprf/place"  # at most 32 bytes, as the next: a kernel's block
+SET_OPRF_ROW = b"lianmo/v1/set-oprf/row"
+BASE_OT_POINT = b"lianmo/v1/base-ot/point"
+BASE_OT_KEY = b"lianmo/v1/base-ot/key"
+SEED_TREE_NODE = b"lianmo/v1/seed-tree/node"
+SEED_TREE_LEAF = b"lianmo/v1/seed-tree/leaf"
+SEED_TREE_LEAVES = b"lianmo/v1/seed-tree/leaves"
+
 # sealed columns (protocols/sealed.py)
 COLUMN_KEY = b"lianmo/v1/column-key"
 COLUMN_NONCE = b"lianmo/v1/column-nonce"

@@ -12,12 +12,11 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from protocols.linear_query import AnswerBook, SpentBook
-
 from federation.channel import Channel
 from federation.errors import IntegrityError
 from federation.ledger import Ledger
 from federation.objects import JobManifest
+from protocols.books import AnswerBook, SpentBook
 from protocols.errors import ProtocolError
 from protocols.streams import Randomness
 

@@ -1,0 +1,708 @@
+"""The bank's side of a scorecard (PROTOCOLS.md section 7): it asks, fits and keeps the model.
+
+    agreement   commitments of all parties, joint seed
+    row keys    for the bank's customers, if single scores are to be opened
+    binning     the departments' pre-bins
+    tokens      all queries' tokens, before any label is touched
+    counts      v = 1, v = bad over the training customers; groups, WOE
+    curvature   v = residuals, weights, own columns times weights; how features go together
+    openings    a direction, one rounded score a customer, an exact fit, the next residuals
+    points      the scorecard; one score in points a customer, if an evaluation is approved
+
+Every opened sum is checked against the counts (CRYPTO_REVIEW.md F7, R5): without it a department
+reads one customer's label a query from what the bank does next.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from federation.errors import UsageError
+from federation.ledger import What
+from federation.objects import CoverKind
+from federation.tables import BankData, CategoryColumn, Column
+from federation.tasks.agreement import agree
+from federation.tasks.binning import WOE_BITS, WOE_STEP, FeatureBins, group, offsets, pre_bin
+from federation.tasks.fit import JointFit, Opened, RemoteFeature
+from federation.tasks.messages import (
+    Between,
+    Correlations,
+    Definitions,
+    Direction,
+    Finished,
+    PointsTables,
+    Rows,
+    WoeTables,
+)
+from federation.tasks.model import (
+    Draft,
+    Opening,
+    ScorecardModel,
+    ScorecardResult,
+    build,
+    draft,
+    part_digest,
+)
+from federation.tasks.party import Party
+from federation.tasks.plan import (
+    DIRECTION_BITS,
+    POINTS_BITS,
+    plan_of,
+    points_limit,
+    score_steps,
+    sum_bits,
+)
+from federation.tasks.scorecard_department import BINS, PAIRS, sealed_step
+from protocols import labels, linear_query, oprf, sealed
+from protocols.errors import ProtocolError
+from protocols.linear_query import (
+    Answer,
+    ForwardMask,
+    Layout,
+    MatrixCommitment,
+    Parameters,
+    TokenReply,
+    decode,
+)
+from protocols.openings import check_counts, check_opening
+from protocols.ring import Q
+from protocols.row_keys import keys_of_job
+from protocols.streams import Stream, digest
+
+Integers = NDArray[np.int64]
+
+MIN_OF_A_CLASS = 20  # training bads, and goods: below, no bin could hold ten of them on two sides
+# Log loss that an opening must be worth: a coefficient without any effect gains half of one.
+MIN_GAIN = 1.0
+DIRECTION_SPREAD = 2.0  # logits: four standard deviations reach the default range
+
+
+@dataclass(frozen=True, slots=True)
+class _Remote:
+    """What the bank knows of a department."""
+
+    definitions: tuple[FeatureBins, ...]
+    layout: Layout
+    slices: tuple[slice, ...] = field(repr=False)
+
+
+def run_bank(party: Party, data: BankData) -> ScorecardResult:
+    """Train a scorecard as the bank; raises UsageError if the customers cannot carry one."""
+    return _Bank(party, data).run()
+
+
+class _Bank:
+    def __init__(self, party: Party, data: BankData) -> None:
+        manifest = party.manifest
+        self.party, self.data, self.plan = party, data, plan_of(manifest)
+        self.parameters, self.departments = manifest.parameters, manifest.departments
+        self._require_usable()
+        self.test = self._hold_out()
+        self.train = np.flatnonzero(~self.test)
+        self.rows = data.positions[self.train]  # of the cover
+        self.bads = data.labels[self.train].astype(np.int64)
+        self._require_enough(self.bads)
+        self.notes: list[str] = []
+        self.tokens = 0
+
+    def run(self) -> ScorecardResult:
+        party = self.party
+        self.agreement = agree(party, self.departments, self._pieces())
+        self.row_keys()
+        self.binning()
+        self.prepare()
+        self.counts()
+        fit = self.curvature()
+        history = self.openings(fit)
+        model, alone = self.build(fit)
+        scores = self.points(model)
+        self.finish(model)
+        sent: dict[str, int] = {}
+        received: dict[str, int] = {}
+        for org in self.departments:
+            traffic = party.channels[org].traffic
+            for total, part in ((sent, traffic.sent_bytes), (received, traffic.received_bytes)):
+                for stage, size in part.items():
+                    total[stage] = total.get(stage, 0) + size
+        return ScorecardResult(
+            model=model,
+            scores=scores,
+            labels=self.data.labels,
+            test=self.test,
+            alone=alone,
+            alone_scores=alone.score(self._own_columns(), self.data.customers),
+            openings=tuple(history),
+            notes=tuple(self.notes),
+            tokens=self.tokens,
+            commitments=self.agreement.commitments,
+            seconds=dict(party.seconds),
+            sent_bytes=sent,
+            received_bytes=received,
+            disclosures=party.ledger.entries(),
+        )
+
+    # stages
+
+    def row_keys(self) -> None:
+        """Agree on the rows; fetch row keys if anything is to be opened for single customers."""
+        party, manifest = self.party, self.party.manifest
+        opens = self.parameters.openings > 0 or self.parameters.evaluation
+        rowwise = manifest.cover.kind is not CoverKind.REGISTRY
+        self.keys: dict[str, NDArray[np.uint8]] = {}
+        with party.at("row keys", 3) as done:
+            for org in self.departments:
+                rows = self.data.cover_rows
+                party.ledger.reveal(party.me, org, What.COVER, rows, int(rowwise))
+            said = {org: party.channels[org].receive("row keys", Rows) for org in self.departments}
+            if len({(item.rows, item.digest) for item in said.values()}) != 1:
+                raise ProtocolError("the departments were given different covers")
+            self.cover = said[self.departments[0]].digest
+            if said[self.departments[0]].rows != self.data.cover_rows:
+                raise ProtocolError("the departments' cover has other rows than this party's")
+            if not opens:
+                return
+            most = manifest.limits.customers_max
+            askers = {}
+            for org in self.departments:
+                party.ledger.reveal(party.me, org, What.ROW_KEYS, most, 0)
+                askers[org] = oprf.Bank(
+                    said[org].oprf_key, self.data.codes, most, party.randomness, org
+                )
+                party.channels[org].send("row keys", askers[org].blind(party.executor))
+            done(1)
+            for org, asker in askers.items():
+                answer = party.channels[org].receive("row keys", oprf.EvaluatedBatch)
+                keys = asker.finalize(answer, party.executor).row_keys(self.data.codes)
+                self.keys[org] = keys_of_job(keys, party.manifest_digest)
+
+    def binning(self) -> None:
+        """Receive the departments' pre-bins; make those of the bank's own columns."""
+        party, parameters = self.party, self.parameters
+        with party.at("binning", 2) as done:
+            self.own_definitions = [
+                pre_bin(column, parameters.max_bins, parameters.min_cohort)
+                for column in self.data.columns
+            ]
+            self.own_bins = [
+                made.assign(column)
+                for made, column in zip(self.own_definitions, self.data.columns, strict=True)
+            ]
+            done(1)
+            self.remote: dict[str, _Remote] = {}
+            for org in self.departments:
+                made = party.channels[org].receive("binning", Definitions).features
+                fields = party.manifest.party(org).fields
+                if tuple(item.name for item in made) != fields:
+                    raise ProtocolError(f"{org} binned other fields than the manifest names")
+                if any(item.bins > parameters.max_bins + 1 for item in made):
+                    raise ProtocolError(f"{org} made more bins than the manifest allows")
+                layout = Layout(self.data.cover_rows, tuple(item.bins for item in made))
+                starts = offsets(made)
+                slices = tuple(slice(int(a), int(b)) for a, b in pairwise(starts))
+                self.remote[org] = _Remote(made, layout, slices)
+                party.ledger.reveal(org, party.me, What.BIN_DEFINITIONS, layout.columns, 64)
+
+    def prepare(self) -> None:
+        """Tokens for the whole job, when every department has committed to its bins."""
+        party, plan = self.party, self.plan
+        with party.at("tokens", 1):
+            self.querier = self._matrix(plan.bins, BINS)
+            layouts = {org: item.layout for org, item in self.remote.items()}
+            self._fetch("tokens", self.querier, layouts, plan.bin_queries)
+
+    def counts(self) -> None:
+        """Customers and bads of every pre-bin; groups, WOE and which features take part."""
+        party, parameters = self.party, self.parameters
+        ones = np.ones(len(self.train), np.int64)
+        with party.at("counts", 2) as done:
+            bits = max(party.manifest.limits.customers_max.bit_length(), 1)
+            for org, item in self.remote.items():
+                count = 2 * item.layout.columns
+                party.ledger.reveal(org, party.me, What.BIN_COUNTS, count, bits)
+            self.customers: Mapping[str, Integers] = {}
+            (customers,) = self._ask("counts", [ones], [(0, 1)])
+            for org, item in self.remote.items():
+                check_counts(item.layout, customers[org], len(self.train))
+            self.customers = customers
+            (bads,) = self._ask("counts", [self.bads], [(0, 1)])
+            done(1)
+            min_iv = float(parameters.min_iv)
+            self.drafts: list[Draft] = []
+            for definition, bins in zip(self.own_definitions, self.own_bins, strict=True):
+                mine = bins[self.train]
+                n = np.bincount(mine, minlength=definition.bins).astype(np.int64)
+                b = np.bincount(mine, weights=self.bads, minlength=definition.bins)
+                self.drafts.append(self._draft(party.me, definition, n, b.astype(np.int64), min_iv))
+            for org, item in self.remote.items():
+                made = [
+                    self._draft(org, definition, customers[org][at], bads[org][at], min_iv)
+                    for definition, at in zip(item.definitions, item.slices, strict=True)
+                ]
+                self.drafts += made
+                woe = np.concatenate([one.groups.woe_of_bins() for one in made]).astype(np.int8)
+                kept = np.array([one.is_kept for one in made], np.uint8)
+                party.ledger.reveal(party.me, org, What.WOE_TABLES, len(woe), WOE_BITS)
+                party.channels[org].send("counts", WoeTables(woe, kept))
+            if not any(one.is_kept for one in self.drafts):
+                raise UsageError("no feature of any party tells good customers from bad ones")
+            for one in self.drafts:
+                if one.note:
+                    self.notes.append(f"{one.owner}/{one.definition.name}: left out, {one.note}")
+
+    def curvature(self) -> JointFit:
+        """The bank's own fit, then everything that a first step for all coefficients needs."""
+        party, plan = self.party, self.plan
+        own = [
+            (one, bins)
+            for one, bins in zip(self.drafts, self.own_bins, strict=False)
+            if one.is_kept
+        ]
+        woe = [one.groups.woe_of_bins()[bins[self.train]] for one, bins in own]
+        columns = np.array(woe, np.int64).reshape(len(own), len(self.train)).T
+        self.kept = [one for one in self.drafts if one.is_kept and one.owner != party.me]
+        features = [
+            RemoteFeature(
+                one.owner,
+                one.definition.name,
+                self._slice(one),
+                one.groups.woe_of_bins(),
+            )
+            for one in self.kept
+        ]
+        with party.at("curvature", 4) as done:
+            fit = JointFit(
+                columns,
+                self.bads == 0,
+                features,
+                float(self.parameters.penalty),
+                float(self.parameters.resolution),
+            )
+            done(1)
+            vmax, zero = plan.bins.vmax, np.zeros(len(self.train), np.int64)
+            residuals = fit.residuals(vmax, self._stream("residuals", 0))
+            vectors = [residuals, fit.weights(vmax, self._stream("weights", 0))]
+            bounds = [(-vmax, vmax), (0, vmax)]
+            for c in range(plan.bank_fields):
+                used = c < columns.shape[1]
+                stream = self._stream("columns", c)
+                vectors.append(fit.weighted_column(c, vmax, stream) if used else zero)
+                bounds.append((-vmax, vmax))
+            for org, item in self.remote.items():
+                self._reveal_sums(org, len(vectors) * item.layout.columns)
+            opened = self._ask("curvature", vectors, bounds)
+            done(2)
+            within = self._pairs(fit)
+            population = self._correlations()
+            done(3)
+            population |= self._between()
+            self.first_residuals = opened[0]
+            fit.set_curvature(
+                opened[1],
+                opened[2 : 2 + columns.shape[1]],
+                vmax,
+                self.customers,
+                within,
+                population,
+            )
+        return fit
+
+    def openings(self, fit: JointFit) -> list[Opening]:
+        """Openings until one gains nothing any more; asking goes on to the end of the schedule."""
+        party, plan, vmax = self.party, self.plan, self.plan.bins.vmax
+        history: list[Opening] = []
+        residuals, going = self.first_residuals, bool(self.kept)
+        if not plan.openings and going:
+            fit.take(fit.newton(fit.gradient(residuals, vmax)))
+            if fit.information < 20 * len(self.kept):
+                self.notes.append(
+                    "few bad customers for so many features: without an opened score the fit "
+                    "cannot be sure of its step; approving one opening would help"
+                )
+        with party.at("openings", plan.openings) as done:
+            for number in range(plan.openings):
+                if number > 0:
+                    stream = self._stream("residuals", number)
+                    v = fit.residuals(vmax, stream) if going else np.zeros_like(self.bads)
+                    for org, item in self.remote.items():
+                        self._reveal_sums(org, item.layout.columns)
+                    (residuals,) = self._ask("openings", [v], [(-vmax, vmax)])
+                coefficients, shift = np.zeros(len(self.kept), np.int64), 0
+                if going:
+                    gradient = fit.gradient(residuals, vmax)
+                    step = fit.newton(gradient)
+                    coefficients, shift = fit.direction(step, DIRECTION_SPREAD)
+                    going = bool(coefficients.any()) and fit.promise(gradient, step) >= MIN_GAIN / 2
+                for org in self.departments:
+                    mine = [i for i, one in enumerate(self.kept) if one.owner == org]
+                    count = len(mine) + 1
+                    party.ledger.reveal(party.me, org, What.DIRECTIONS, count, DIRECTION_BITS)
+                    sent = coefficients[mine] * going
+                    message = Direction(going, sent.astype(np.int8), shift * going)
+                    party.channels[org].send("openings", message)
+                if going:
+                    most = score_steps(self.parameters)
+                    values = sealed.ValueRange(-most, most)
+                    opened = self._open("openings", number, values, What.SCORE_OPENING)
+                    steps = opened.values[self.train].astype(np.int64)
+                    gain = fit.refit(Opened(coefficients, shift, steps))
+                    history.append(Opening(gain, int((~opened.valid).sum())))
+                    going = gain >= MIN_GAIN
+                done(number + 1)
+        return history
+
+    def build(self, fit: JointFit) -> tuple[ScorecardModel, ScorecardModel]:
+        """The joint scorecard, and that of the bank's own features."""
+        now, parameters = fit.now, self.parameters
+        coefficients = [*now.own.tolist(), *now.remote.tolist()]
+        model = build(self.drafts, now.intercept, coefficients, parameters)
+        mine = [one for one in self.drafts if one.owner == self.party.me]
+        alone = build(mine, fit.alone.intercept, fit.alone.coefficients.tolist(), parameters)
+        for feature in model.features:
+            if feature.coefficient < 0:
+                self.notes.append(
+                    f"{feature.owner}/{feature.name}: counts against its own weight of evidence, "
+                    f"because others say the same more strongly"
+                )
+        return model, alone
+
+    def points(self, model: ScorecardModel) -> Integers | None:
+        """Send each department its part; open every customer's total if that is approved."""
+        party, parameters = self.party, self.parameters
+        with party.at("points", 2) as done:
+            for org in self.departments:
+                points = np.concatenate([one.points_of_bins() for one in model.of(org)])
+                party.ledger.reveal(party.me, org, What.POINTS_TABLES, len(points), POINTS_BITS)
+                party.channels[org].send("points", PointsTables(points.astype(np.int32)))
+            done(1)
+            if not parameters.evaluation:
+                return None
+            most = points_limit(parameters)
+            values = sealed.ValueRange(-most, most)
+            opened = self._open("points", 0, values, What.EVALUATION_OPENING)
+            columns, rows = self._own_columns(), self.data.customers
+            own = np.full(rows, model.base_points, np.int64)
+            for feature in model.of(party.me):
+                own += feature.points_of(columns[party.me, feature.name])
+            return own + opened.values
+
+    def finish(self, model: ScorecardModel) -> None:
+        """Both ends of every channel hold the same part of the model."""
+        with self.party.at("finish"):
+            for org in self.departments:
+                parts = (
+                    part_digest(org, one.definition, one.points_of_bins()) for one in model.of(org)
+                )
+                mine = Finished(digest(labels.MODEL_DIGEST, *parts))
+                self.party.channels[org].send("finish", mine)
+                if self.party.channels[org].receive("finish", Finished) != mine:
+                    raise ProtocolError(f"{org} holds another part of the model")
+
+    # what is asked
+
+    def _ask(
+        self, stage: str, vectors: Sequence[Integers], bounds: Sequence[tuple[int, int]]
+    ) -> list[dict[str, Integers]]:
+        """Open the sums of each v over the training customers, by department, checked.
+
+        The next v is on its way while the answers to the last are opened.
+        """
+        party = self.party
+        out: list[dict[str, Integers]] = []
+        for org in self.departments:
+            party.ledger.reveal(party.me, org, What.QUERIES, len(vectors), 0)
+        for number in range(len(vectors) + 1):
+            if number < len(vectors):
+                query = self.querier.query(self._spread(vectors[number]))
+                for org in self.departments:
+                    party.channels[org].send(stage, query)
+                self.tokens += 1
+            if number > 0:
+                v, (low, high) = vectors[number - 1], bounds[number - 1]
+                opened = {}
+                for org, item in self.remote.items():
+                    answer = party.channels[org].receive(stage, Answer)
+                    opened[org] = self.querier.open(org, answer)
+                    self._check(org, item.layout, opened[org], v, low, high)
+                out.append(opened)
+        return out
+
+    def _check(
+        self, org: str, layout: Layout, opened: Integers, v: Integers, low: int, high: int
+    ) -> None:
+        counts = self.customers.get(org)
+        total, rows = int(v.sum()), len(self.train)
+        try:
+            check_opening(
+                layout, opened, total=total, customers=rows, low=low, high=high, counts=counts
+            )
+        except ProtocolError as error:
+            raise ProtocolError(f"{org}: {error}") from error
+
+    def _spread(self, v: Integers) -> Integers:
+        whole = np.zeros(self.data.cover_rows, np.int64)
+        whole[self.rows] = v
+        return whole
+
+    def _pairs(self, fit: JointFit) -> dict[tuple[int, int], float]:
+        """Sums of p (1 - p) x_j x_l over pairs of features of one department."""
+        party, plan = self.party, self.plan.pairs
+        if plan is None:
+            return {}
+        places = {org: self._places(org) for org in plan.departments}
+        places = {org: at for org, at in places.items() if len(at) > 1}
+        if not places:
+            return {}
+        layouts = {
+            org: Layout(self.data.cover_rows, (), (plan.level**2,) * (len(at) * (len(at) - 1) // 2))
+            for org, at in places.items()
+        }
+        querier = self._matrix(plan.parameters, PAIRS)
+        self._fetch("curvature", querier, layouts, 1)
+        vmax = plan.parameters.vmax
+        v = fit.weights(vmax, self._stream("weights", 1))
+        query = querier.query(self._spread(v))
+        for org in places:
+            party.channels[org].send("curvature", query)
+            party.ledger.reveal(party.me, org, What.QUERIES, 1, 0)
+        self.tokens += 1
+        found: dict[tuple[int, int], float] = {}
+        for org, at in places.items():
+            opened = querier.open(org, party.channels[org].receive("curvature", Answer))
+            self._reveal_sums(org, layouts[org].columns)
+            rows = len(self.train)
+            check_opening(
+                layouts[org], opened, total=int(v.sum()), customers=rows, low=0, high=vmax
+            )
+            largest = [
+                max(int(np.abs(self.kept[i].groups.woe_of_bins()).max()), 1) * WOE_STEP / plan.level
+                for i in at
+            ]
+            pairs = [(a, b) for a in range(len(at)) for b in range(a + 1, len(at))]
+            for (a, b), value in zip(pairs, opened, strict=True):
+                scale = largest[a] * largest[b] / (4 * vmax)
+                found[at[a], at[b]] = float(value) * scale
+        return found
+
+    def _correlations(self) -> dict[tuple[int, int], float]:
+        """Of departments with too many pairs for a query: over their own records."""
+        found: dict[tuple[int, int], float] = {}
+        for org in self.departments:
+            at = self._places(org)
+            if self.plan.has_pairs(org) or len(at) < 2:
+                continue
+            values = self.party.channels[org].receive("curvature", Correlations).hundredths
+            pairs = [(a, b) for i, a in enumerate(at) for b in at[i + 1 :]]
+            if len(values) != len(pairs):
+                raise ProtocolError(f"{org} sent correlations of other features")
+            self.party.ledger.reveal(org, self.party.me, What.POPULATION_COVARIANCE, len(values), 8)
+            found |= {pair: float(value) / 100 for pair, value in zip(pairs, values, strict=True)}
+        return found
+
+    def _between(self) -> dict[tuple[int, int], float]:
+        """Correlations over the cover between features of different departments."""
+        party, parameters = self.party, self.plan.between_parameters
+        found: dict[tuple[int, int], float] = {}
+        for item in self.plan.between:
+            if parameters is None:
+                raise RuntimeError("a plan with departments to ask and no parameters for it")
+            theirs = self.remote[item.queried]
+            masks = [
+                party.channels[item.queried].receive("curvature", ForwardMask)
+                for _ in range(item.queries)
+            ]
+            said = party.channels[item.querier].receive("curvature", Between)
+            features = len(self.remote[item.querier].definitions)
+            shape = (item.queries, theirs.layout.columns)
+            if said.masked.shape != shape or said.squares.shape != (features,):
+                raise ProtocolError(f"{item.querier} forwarded sums of another shape")
+            size = int(np.prod(shape))
+            party.ledger.reveal(
+                item.querier, party.me, What.POPULATION_COVARIANCE, size + features, 53
+            )
+            party.ledger.reveal(item.queried, party.me, What.POPULATION_COVARIANCE, size, 53)
+            sums = np.stack(
+                [
+                    decode(parameters, (row - mask.values(theirs.layout.columns)) % Q)
+                    for row, mask in zip(said.masked % Q, masks, strict=True)
+                ]
+            )
+            found |= self._correlate(item.querier, item.queried, sums, said.squares)
+        return found
+
+    def _correlate(
+        self, querier: str, queried: str, sums: Integers, squares: Integers
+    ) -> dict[tuple[int, int], float]:
+        """Correlations from sums of the querier's levels over the queried one's bins.
+
+        Only rows that both know count: what hardly anybody of the cover has would otherwise make
+        all features of one department look alike.
+        """
+        found: dict[tuple[int, int], float] = {}
+        rows = sums[-1].astype(np.float64)  # that the querier knows, in each bin
+        names = [item.name for item in self.remote[querier].definitions]
+        for i in self._places(querier):
+            j = names.index(self.kept[i].definition.name)
+            x = sums[j].astype(np.float64)
+            for other in self._places(queried):
+                one = self.kept[other]
+                at = np.arange(self._slice(one).start, self._slice(one).stop)
+                everybody = max(float(rows[at].sum()), 1.0)
+                spread = float(squares[j]) / everybody - (float(x[at].sum()) / everybody) ** 2
+                level = one.groups.woe_of_bins().astype(np.float64)
+                if one.definition.is_missing_apart:
+                    keep = np.arange(len(at)) != one.definition.missing
+                    at, level = at[keep], level[keep]
+                count = max(float(rows[at].sum()), 1.0)
+                mean_x, mean_y = float(x[at].sum()) / count, float(rows[at] @ level) / count
+                both = float(x[at] @ level) / count - mean_x * mean_y
+                flat = float(rows[at] @ level**2) / count - mean_y**2
+                if spread > 0 and flat > 0:
+                    found[i, other] = max(-1.0, min(1.0, both / math.sqrt(spread * flat)))
+        return found
+
+    # pieces
+
+    def _require_usable(self) -> None:
+        data, manifest = self.data, self.party.manifest
+        limits = manifest.limits
+        if len(data.columns) != len(manifest.party(self.party.me).fields):
+            raise UsageError("the columns are not those of the manifest", party=self.party.me)
+        if data.cover_rows != manifest.cover.rows:
+            raise UsageError("the cover has other rows than the manifest says", party=self.party.me)
+        if not limits.customers_min <= data.customers <= limits.customers_max:
+            raise UsageError(
+                "the number of customers is not between the manifest's customers_min and "
+                "customers_max",
+                party=self.party.me,
+                todo="propose the job again with limits that fit",
+            )
+        if data.labels.size and data.labels.max() > 1:
+            raise UsageError("a label is neither 0 nor 1", party=self.party.me)
+        self._require_enough(data.labels.astype(np.int64))
+
+    def _require_enough(self, bads: Integers) -> None:
+        fewest = min(int(bads.sum()), int(len(bads) - bads.sum()))
+        if fewest < MIN_OF_A_CLASS:
+            raise UsageError(
+                f"fewer than {MIN_OF_A_CLASS} good or bad customers to train on",
+                party=self.party.me,
+                todo="take more customers, a longer window for bad, or a smaller hold-out",
+            )
+
+    def _hold_out(self) -> NDArray[np.bool_]:
+        """The given test customers, or a draw within each class."""
+        if self.data.test is not None:
+            return self.data.test.astype(bool)
+        share = float(self.parameters.hold_out)
+        words = self.party.randomness.stream(labels.HOLD_OUT).words(self.data.customers)
+        test = np.zeros(self.data.customers, bool)
+        for label in (0, 1):
+            members = np.flatnonzero(self.data.labels == label)
+            order = members[np.argsort(words[members], kind="stable")]
+            test[order[: round(share * len(members))]] = True
+        return test
+
+    def _pieces(self) -> list[bytes]:
+        """What the bank commits to: customers, labels with the hold-out, own columns."""
+        data = self.data
+        return [
+            data.codes.tobytes() + data.positions.astype("<i8").tobytes(),
+            data.labels.tobytes() + self.test.tobytes(),
+            digest(*(_column_bytes(column) for column in data.columns)),
+        ]
+
+    def _draft(
+        self, owner: str, definition: FeatureBins, n: Integers, b: Integers, min_iv: float
+    ) -> Draft:
+        parameters = self.parameters
+        groups = group(
+            definition,
+            n,
+            b,
+            min_cohort=parameters.min_cohort,
+            monotone=definition.name in parameters.monotone,
+        )
+        return draft(owner, definition, groups, min_iv)
+
+    def _slice(self, one: Draft) -> slice:
+        """Where a department's feature stands among the columns of its matrix."""
+        item = self.remote[one.owner]
+        return item.slices[[d.name for d in item.definitions].index(one.definition.name)]
+
+    def _places(self, org: str) -> list[int]:
+        """Which of the kept remote features are a department's."""
+        return [i for i, one in enumerate(self.kept) if one.owner == org]
+
+    def _own_columns(self) -> dict[tuple[str, str], Column]:
+        return {(self.party.me, column.name): column for column in self.data.columns}
+
+    def _stream(self, purpose: str, number: int) -> Stream:
+        # Bound to the attempt by itself, and to the step; what it rounds follows from earlier
+        # frames, so a repeat within an attempt rounds the same values.
+        return self.party.randomness.stream(labels.QUANTISE, stage=purpose, step=number)
+
+    def _matrix(self, parameters: Parameters, name: str) -> linear_query.Bank:
+        party = self.party
+        return linear_query.Bank(
+            rows=self.data.cover_rows,
+            parameters=parameters,
+            joint_seed=self.agreement.joint_seed,
+            name=party.me,
+            manifest=party.manifest_digest,
+            attempt=party.attempt,
+            matrix=name,
+            randomness=party.randomness,
+            spent=party.spent,
+            executor=party.executor,
+        )
+
+    def _fetch(
+        self,
+        stage: str,
+        querier: linear_query.Bank,
+        layouts: Mapping[str, Layout],
+        queries: int,
+    ) -> None:
+        channels = self.party.channels
+        for org in layouts:
+            channels[org].receive(stage, MatrixCommitment)
+        left = queries
+        while left:
+            count = min(left, querier.parameters.batch_tokens)
+            request = querier.request_tokens(count)
+            for org in layouts:
+                channels[org].send(stage, request)
+            for org, layout in layouts.items():
+                querier.accept_tokens(org, layout, channels[org].receive(stage, TokenReply))
+            left -= count
+
+    def _reveal_sums(self, org: str, count: int) -> None:
+        bits = self.plan.bins.t_bits
+        self.party.ledger.reveal(org, self.party.me, What.QUERY_SUMS, count, bits)
+
+    def _open(
+        self, stage: str, number: int, values: sealed.ValueRange, what: What
+    ) -> sealed.OpenedSum:
+        """The departments' sum for each customer."""
+        party = self.party
+        bits = sum_bits(len(self.departments), values.high)
+        for org in self.departments:
+            most = party.manifest.limits.customers_max
+            party.ledger.reveal(org, party.me, what, most, bits)
+        step = sealed_step(party, self.cover, stage, number, values)
+        columns = [
+            party.channels[org].receive(stage, sealed.SealedColumn) for org in self.departments
+        ]
+        return sealed.open_sum(step, columns, self.keys, self.data.positions)
+
+
+def _column_bytes(column: Column) -> bytes:
+    if isinstance(column, CategoryColumn):
+        return digest(column.name, *column.categories, column.codes.astype("<i4").tobytes())
+    return digest(column.name, column.values.astype("<f8").tobytes())

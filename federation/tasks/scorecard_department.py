@@ -1,0 +1,522 @@
+"""A department's side of a scorecard (PROTOCOLS.md section 7): it answers, seals, and learns its
+own part of the model. Read it beside `scorecard_bank.py`: the stages have the same names.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from federation.channel import Channel
+from federation.errors import UsageError
+from federation.ledger import What
+from federation.objects import CoverKind
+from federation.tables import CategoryColumn, Column, DepartmentData, NumberColumn
+from federation.tasks.agreement import agree
+from federation.tasks.binning import WOE_BITS, FeatureBins, offsets, pre_bin
+from federation.tasks.fit import quantise
+from federation.tasks.messages import (
+    Between,
+    Correlations,
+    Definitions,
+    Direction,
+    Finished,
+    PointsTables,
+    Rows,
+    Shape,
+    WoeTables,
+)
+from federation.tasks.model import DepartmentPart, PartFeature
+from federation.tasks.party import Party
+from federation.tasks.plan import (
+    BETWEEN_LEVEL,
+    DIRECTION_BITS,
+    POINTS_BITS,
+    plan_of,
+    points_limit,
+    score_steps,
+    sum_bits,
+)
+from protocols import labels, linear_query, oprf, sealed
+from protocols.errors import ProtocolError
+from protocols.linear_query import (
+    Answer,
+    Layout,
+    MatrixCommitment,
+    Parameters,
+    Query,
+    TokenReply,
+    TokenRequest,
+)
+from protocols.row_keys import keys_of_job
+from protocols.streams import Randomness, digest
+
+BINS, PAIRS = "bins", "pairs"  # names of the matrices
+
+
+def between_name(querier: str) -> str:
+    """The matrix of bins, as another department asks it: coins of its own."""
+    return f"{BINS}/{querier}"
+
+
+def sealed_step(
+    party: Party, cover: bytes, stage: str, number: int, values: sealed.ValueRange
+) -> sealed.Step:
+    """What the columns of one opening agree on, the same at all parties."""
+    manifest = party.manifest
+    return sealed.Step(
+        job=party.manifest_digest,
+        attempt=party.attempt,
+        bank=manifest.bank,
+        departments=tuple(sorted(manifest.departments)),
+        cover=cover,
+        stage=stage,
+        step=number,
+        column=0,
+        values=values,
+    )
+
+
+def run_department(party: Party, data: DepartmentData) -> DepartmentPart:
+    """Take part in a scorecard as a department; returns its part of the model."""
+    return _Department(party, data).run()
+
+
+class _Department:
+    def __init__(self, party: Party, data: DepartmentData) -> None:
+        manifest = party.manifest
+        self.party, self.data, self.plan = party, data, plan_of(manifest)
+        self.parameters, self.bank = manifest.parameters, manifest.bank
+        self.others = tuple(org for org in manifest.departments if org != party.me)
+        if len(data.columns) != len(manifest.party(party.me).fields):
+            raise UsageError("the columns are not those of the manifest", party=party.me)
+        if data.rows != manifest.cover.rows:
+            raise UsageError("the cover has other rows than the manifest says", party=party.me)
+        self.tokens = self.openings = 0
+
+    @property
+    def channel(self) -> Channel:
+        return self.party.channels[self.bank]
+
+    def run(self) -> DepartmentPart:
+        party = self.party
+        self.agreement = agree(party, [self.bank, *self.others], [])
+        self.row_keys()
+        self.binning()
+        self.prepare()
+        self.counts()
+        self.curvature()
+        self.openings_of_scores()
+        points = self.points()
+        features = tuple(
+            PartFeature(definition, woe, points[at], bool(kept))
+            for definition, woe, at, kept in zip(
+                self.definitions, self.woe, self.slices, self.kept, strict=True
+            )
+        )
+        part = DepartmentPart(
+            party.me,
+            features,
+            self.tokens,
+            self.openings,
+            (*self.agreement.commitments, *self.commitments),
+            dict(party.seconds),
+            party.ledger.entries(),
+        )
+        self.finish(part)
+        return part
+
+    # stages
+
+    def row_keys(self) -> None:
+        """Agree on the rows; make row keys if anything is to be opened for single customers."""
+        party, manifest = self.party, self.party.manifest
+        opens = self.parameters.openings > 0 or self.parameters.evaluation
+        rowwise = manifest.cover.kind is not CoverKind.REGISTRY
+        codes = self.data.codes
+        with party.at("row keys", 2) as done:
+            party.ledger.reveal(self.bank, party.me, What.COVER, len(codes), int(rowwise))
+            self.cover = digest(labels.COVER_DIGEST, len(codes), codes.tobytes())
+            self.keys: NDArray[np.uint8] | None = None
+            if not opens:
+                self.channel.send("row keys", Rows(len(codes), self.cover, b""))
+                return
+            # A key for this job alone: no list of row keys outlives it, and the approved maximum
+            # needs no account over jobs.
+            seed = party.randomness.key(labels.OPRF_SEED, peer=self.bank)
+            key = oprf.key_for(seed, self.bank, bytes.fromhex(manifest.registry.digest))
+            self.channel.send("row keys", Rows(len(codes), self.cover, key.public))
+            most = manifest.limits.customers_max
+            party.ledger.reveal(self.bank, party.me, What.ROW_KEYS, most, 0)
+            evaluator = oprf.Department(key, most, party.randomness)
+            batch = self.channel.receive("row keys", oprf.BlindedBatch)
+            self.channel.send("row keys", evaluator.blind_evaluate(batch, party.executor))
+            done(1)
+            keys = evaluator.row_keys(codes, party.executor)
+            self.keys = keys_of_job(keys, party.manifest_digest)
+
+    def binning(self) -> None:
+        """Pre-bins of all fields, told to the bank; their number to the other departments."""
+        party, parameters = self.party, self.parameters
+        columns = self.data.columns
+        with party.at("binning", len(columns)) as done:
+            self.definitions: list[FeatureBins] = []
+            self.bins = np.empty((len(columns), self.data.rows), np.uint8)
+            for j, column in enumerate(columns):
+                made = pre_bin(column, parameters.max_bins, parameters.min_cohort)
+                self.definitions.append(made)
+                self.bins[j] = made.assign(column)
+                done(j + 1)
+            starts = offsets(self.definitions)
+            self.slices = [slice(int(a), int(b)) for a, b in pairwise(starts)]
+            self.columns = int(starts[-1])
+            party.ledger.reveal(party.me, self.bank, What.BIN_DEFINITIONS, self.columns, 64)
+            self.channel.send("binning", Definitions(tuple(self.definitions)))
+            shape = Shape(tuple(made.bins for made in self.definitions))
+            self.layout = Layout(self.data.rows, shape.bins)
+            for item in self.plan.between:
+                if item.queried == party.me:
+                    party.ledger.reveal(
+                        party.me, item.querier, What.BIN_DEFINITIONS, self.columns, 0
+                    )
+                    party.channels[item.querier].send("binning", shape)
+            self.shapes = {
+                item.queried: party.channels[item.queried].receive("binning", Shape)
+                for item in self.plan.between
+                if item.querier == party.me
+            }
+            for peer, theirs in self.shapes.items():
+                if len(theirs.bins) != len(party.manifest.party(peer).fields):
+                    raise ProtocolError(f"{peer} has other features than the manifest says")
+
+    def prepare(self) -> None:
+        """Commit to the bins, then grant every token of the job, before any label is touched."""
+        party, plan = self.party, self.plan
+        none = np.empty((0, self.data.rows), np.int32)
+        steps = 1 + len(plan.between)
+        with party.at("tokens", steps) as done:
+            self.commitments: list[bytes] = []
+            self.owner = self._matrix(self.layout, self.bins, none, plan.bins, self.bank, BINS)
+            self._grant("tokens", self.owner, self.bank, plan.bin_queries)
+            done(1)
+            self.towards: dict[str, linear_query.Department] = {}
+            self.asking: dict[str, linear_query.Bank] = {}
+            for number, item in enumerate(plan.between):
+                if plan.between_parameters is None:
+                    raise RuntimeError("a plan with departments to ask and no parameters for it")
+                name = between_name(item.querier)
+                if item.queried == party.me:
+                    owner = self._matrix(
+                        self.layout, self.bins, none, plan.between_parameters, item.querier, name
+                    )
+                    self._grant("tokens", owner, item.querier, item.queries)
+                    self.towards[item.querier] = owner
+                elif item.querier == party.me:
+                    self.asking[item.queried] = self._ask_for_tokens(
+                        item.queried, item.queries, plan.between_parameters, name
+                    )
+                done(2 + number)
+
+    def counts(self) -> None:
+        """Answer v = 1 and v = bad; take the WOE tables that follow."""
+        party = self.party
+        with party.at("counts", 3) as done:
+            bits = max(party.manifest.limits.customers_max.bit_length(), 1)
+            party.ledger.reveal(party.me, self.bank, What.BIN_COUNTS, 2 * self.columns, bits)
+            self._answer("counts", self.owner, 2)
+            done(2)
+            tables = self.channel.receive("counts", WoeTables)
+            if len(tables.woe) != self.columns or len(tables.kept) != len(self.definitions):
+                raise ProtocolError("WOE tables of another layout")
+            party.ledger.reveal(self.bank, party.me, What.WOE_TABLES, self.columns, WOE_BITS)
+            self.woe = [tables.woe[at].astype(np.int64) for at in self.slices]
+            self.kept = tables.kept.astype(bool)
+
+    def curvature(self) -> None:
+        """Answer residuals, weights and their products; help to find how features go together."""
+        party, plan = self.party, self.plan
+        with party.at("curvature", 3) as done:
+            queries = 2 + plan.bank_fields
+            self._reveal_sums(queries * self.columns)
+            self._answer("curvature", self.owner, queries)
+            done(1)
+            if plan.has_pairs(party.me):
+                self._pairs()
+            elif self.kept.sum() > 1:
+                self._correlations()
+            done(2)
+            for item in plan.between:
+                if item.queried == party.me:
+                    self._answer_between(item.querier, item.queries)
+                elif item.querier == party.me:
+                    self._ask_between(item.queried)
+
+    def openings_of_scores(self) -> None:
+        """Seal the rounded score of every direction that the bank chooses."""
+        party, parameters = self.party, self.parameters
+        most = score_steps(parameters)
+        kept = [j for j in range(len(self.definitions)) if self.kept[j]]
+        # Drawn without job and attempt: the same score is rounded the same way for ever.
+        always = Randomness(party.randomness.master, b"", 0)
+        secret = always.key(labels.ROUNDING_SECRET)
+        with party.at("openings", parameters.openings) as done:
+            for number in range(parameters.openings):
+                if number > 0:
+                    self._reveal_sums(self.columns)
+                    self._answer("openings", self.owner, 1)
+                direction = self.channel.receive("openings", Direction)
+                if len(direction.coefficients) != len(kept):
+                    raise ProtocolError("a direction of other features than take part")
+                count = len(kept) + 1
+                party.ledger.reveal(self.bank, party.me, What.DIRECTIONS, count, DIRECTION_BITS)
+                if direction.is_open:
+                    score = np.zeros(self.data.rows, np.int64)
+                    for j, c in zip(kept, direction.coefficients.astype(np.int64), strict=True):
+                        score += (c * self.woe[j])[self.bins[j]]
+                    of_these = digest(
+                        labels.DIRECTION_DIGEST,
+                        direction.coefficients.tobytes(),
+                        direction.shift,
+                        *(self.woe[j].tobytes() for j in kept),
+                    )
+                    steps = sealed.round_scores(
+                        score / 2.0**direction.shift,
+                        float(parameters.resolution),
+                        self.data.codes,
+                        of_these,
+                        secret,
+                    )
+                    values = sealed.ValueRange(-most, most)
+                    self._seal("openings", number, values, steps, What.SCORE_OPENING)
+                    self.openings += 1
+                done(number + 1)
+
+    def points(self) -> NDArray[np.int64]:
+        """Take its part of the scorecard; seal every row's points if an evaluation is approved."""
+        party, parameters = self.party, self.parameters
+        with party.at("points", 2) as done:
+            tables = self.channel.receive("points", PointsTables)
+            if len(tables.points) != self.columns:
+                raise ProtocolError("points of another layout")
+            party.ledger.reveal(self.bank, party.me, What.POINTS_TABLES, self.columns, POINTS_BITS)
+            points = tables.points.astype(np.int64)
+            done(1)
+            if parameters.evaluation:
+                total = np.zeros(self.data.rows, np.int64)
+                for j, at in enumerate(self.slices):
+                    total += points[at][self.bins[j]]
+                most = points_limit(parameters)
+                values = sealed.ValueRange(-most, most)
+                self._seal("points", 0, values, total, What.EVALUATION_OPENING)
+        return points
+
+    def finish(self, part: DepartmentPart) -> None:
+        """Both ends hold the same part of the model."""
+        with self.party.at("finish"):
+            self.channel.send("finish", Finished(part.digest()))
+            if self.channel.receive("finish", Finished).digest != part.digest():
+                raise ProtocolError("the bank holds another part of the model")
+
+    # pieces
+
+    def _matrix(
+        self,
+        layout: Layout,
+        bins: NDArray[np.uint8],
+        integers: NDArray[np.int32],
+        parameters: Parameters,
+        querier: str,
+        name: str,
+    ) -> linear_query.Department:
+        party = self.party
+        return linear_query.Department(
+            layout=layout,
+            bins=bins,
+            integers=integers,
+            parameters=parameters,
+            joint_seed=self.agreement.joint_seed,
+            querier=querier,
+            name=party.me,
+            manifest=party.manifest_digest,
+            attempt=party.attempt,
+            matrix=name,
+            randomness=party.randomness,
+            answers=party.answers,
+            executor=party.executor,
+        )
+
+    def _grant(self, stage: str, owner: linear_query.Department, peer: str, queries: int) -> None:
+        channel = self.party.channels[peer]
+        commitment = owner.commit()
+        self.commitments.append(commitment.digest.tobytes())
+        channel.send(stage, commitment)
+        owner.prepare()
+        granted = 0
+        while granted < queries:
+            request = channel.receive(stage, TokenRequest)
+            channel.send(stage, owner.grant_tokens(request))
+            granted += request.tokens
+        if granted != queries:
+            raise ProtocolError(f"{granted} tokens asked, the job has {queries}")
+
+    def _ask_for_tokens(
+        self, peer: str, queries: int, parameters: Parameters, name: str
+    ) -> linear_query.Bank:
+        party, channel = self.party, self.party.channels[peer]
+        querier = linear_query.Bank(
+            rows=self.data.rows,
+            parameters=parameters,
+            joint_seed=self.agreement.joint_seed,
+            name=party.me,
+            manifest=party.manifest_digest,
+            attempt=party.attempt,
+            matrix=name,
+            randomness=party.randomness,
+            spent=party.spent,
+            executor=party.executor,
+        )
+        channel.receive("tokens", MatrixCommitment)
+        left = queries
+        while left:
+            count = min(left, parameters.batch_tokens)
+            channel.send("tokens", querier.request_tokens(count))
+            reply = channel.receive("tokens", TokenReply)
+            querier.accept_tokens(peer, Layout(self.data.rows, self.shapes[peer].bins), reply)
+            left -= count
+        return querier
+
+    def _answer(self, stage: str, owner: linear_query.Department, count: int) -> None:
+        self.party.ledger.reveal(self.bank, self.party.me, What.QUERIES, count, 0)
+        for _ in range(count):
+            self.channel.send(stage, owner.answer(self.channel.receive(stage, Query)))
+            self.tokens += 1
+
+    def _reveal_sums(self, count: int) -> None:
+        bits = self.plan.bins.t_bits
+        self.party.ledger.reveal(self.party.me, self.bank, What.QUERY_SUMS, count, bits)
+
+    def _seal(
+        self,
+        stage: str,
+        number: int,
+        values: sealed.ValueRange,
+        column: NDArray[np.int64],
+        what: What,
+    ) -> None:
+        party = self.party
+        if self.keys is None:
+            raise RuntimeError("row keys come before anything is sealed")
+        customers, parties = party.manifest.limits.customers_max, len(self.others) + 1
+        bits = sum_bits(parties, values.high)
+        party.ledger.reveal(party.me, self.bank, what, customers, bits)
+        peers = {org: party.pair_seeds[org] for org in self.others}
+        sealer = sealed.Department(party.me, self.keys, party.randomness, peers)
+        step = sealed_step(party, self.cover, stage, number, values)
+        self.channel.send(stage, sealer.seal(step, column))
+
+    def _levels(self, feature: int, level: int) -> tuple[NDArray[np.int64], int]:
+        """WOE steps as multiples of largest / level: numerators, and the common denominator."""
+        woe = self.woe[feature]
+        return woe * level, max(int(np.abs(woe).max(initial=0)), 1)
+
+    def _rounded(self, feature: int, level: int, purpose: str) -> NDArray[np.int64]:
+        """A feature in levels, every row rounded at random so that sums are right on average."""
+        numerators, denominator = self._levels(feature, level)
+        inputs = digest(self.woe[feature].tobytes(), self.bins[feature].tobytes())
+        stream = self.party.randomness.stream(
+            labels.QUANTISE, stage=purpose, column=feature, inputs=inputs
+        )
+        return quantise(numerators[self.bins[feature]], denominator, stream)
+
+    def _pairs(self) -> None:
+        """Products of its kept features, summed by the bank's weights: one query."""
+        plan = self.plan.pairs
+        kept = np.flatnonzero(self.kept)
+        if plan is None or len(kept) < 2:
+            return
+        levels = [self._rounded(int(j), plan.level, PAIRS).astype(np.int32) for j in kept]
+        products = np.empty((len(kept) * (len(kept) - 1) // 2, self.data.rows), np.int32)
+        at = 0
+        for a in range(len(kept)):
+            for b in range(a + 1, len(kept)):
+                np.multiply(levels[a], levels[b], out=products[at])
+                at += 1
+        layout = Layout(self.data.rows, (), (plan.level**2,) * len(products))
+        no_bins = np.empty((0, self.data.rows), np.uint8)
+        owner = self._matrix(layout, no_bins, products, plan.parameters, self.bank, PAIRS)
+        self._grant("curvature", owner, self.bank, 1)
+        self._reveal_sums(len(products))
+        self._answer("curvature", owner, 1)
+
+    def _correlations(self) -> None:
+        """Too many pairs for a query: how its kept features go together over its own records."""
+        known = self._recorded()
+        kept = [int(j) for j in np.flatnonzero(self.kept)]
+        woe = np.stack([self.woe[j][self.bins[j][known]] for j in kept]).astype(np.float64)
+        spread = woe.std(axis=1)
+        centred = woe - woe.mean(axis=1, keepdims=True)
+        matrix = centred @ centred.T / max(woe.shape[1], 1)
+        matrix /= np.maximum(np.multiply.outer(spread, spread), 1e-9)
+        upper = matrix[np.triu_indices(len(kept), 1)]
+        values = np.clip(np.rint(100 * upper), -100, 100).astype(np.int8)
+        self.party.ledger.reveal(
+            self.party.me, self.bank, What.POPULATION_COVARIANCE, len(values), 8
+        )
+        self.channel.send("curvature", Correlations(values))
+
+    def _recorded(self) -> NDArray[np.bool_]:
+        """Rows of which this department knows anything at all."""
+        known = np.zeros(self.data.rows, bool)
+        for column in self.data.columns:
+            known |= ~is_missing(column)
+        return known
+
+    def _ask_between(self, peer: str) -> None:
+        """Each kept feature in coarse levels over its records, and the records themselves."""
+        party, querier = self.party, self.asking[peer]
+        known = self._recorded()
+        features, masked = len(self.definitions), []
+        squares = np.zeros(features, np.int64)
+        party.ledger.reveal(party.me, peer, What.QUERIES, features + 1, 0)
+        for j in range(features + 1):
+            if j == features:
+                v = known.astype(np.int64)
+            elif self.kept[j]:
+                v = np.where(known, self._rounded(j, BETWEEN_LEVEL, between_name(peer)), 0)
+                numerators, denominator = self._levels(j, BETWEEN_LEVEL)
+                exact = (numerators[self.bins[j][known]] / denominator) ** 2
+                squares[j] = round(float(exact.sum()))
+            else:
+                v = np.zeros(self.data.rows, np.int64)
+            party.channels[peer].send("curvature", querier.query(v))
+            answer = party.channels[peer].receive("curvature", Answer)
+            masked.append(querier.unmask(peer, answer))
+        values = np.stack(masked)
+        party.ledger.reveal(
+            party.me, self.bank, What.POPULATION_COVARIANCE, values.size + features, 53
+        )
+        self.channel.send("curvature", Between(values, squares))
+
+    def _answer_between(self, peer: str, queries: int) -> None:
+        """The asking department gets sums under a mask that only the bank can take away."""
+        party = self.party
+        party.ledger.reveal(peer, party.me, What.QUERIES, queries, 0)
+        sums = queries * self.columns
+        party.ledger.reveal(party.me, self.bank, What.POPULATION_COVARIANCE, sums, 53)
+        for _ in range(queries):
+            query = party.channels[peer].receive("curvature", Query)
+            answer, mask = self.towards[peer].answer_masked(query)
+            self.channel.send("curvature", mask)
+            party.channels[peer].send("curvature", answer)
+            self.tokens += 1
+
+
+def is_missing(column: Column) -> NDArray[np.bool_]:
+    """Which rows of a column are missing."""
+    if isinstance(column, NumberColumn):
+        return np.isnan(column.values)
+    if isinstance(column, CategoryColumn):
+        return column.codes < 0
+    raise TypeError(type(column).__name__)
