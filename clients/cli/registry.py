@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -44,7 +45,7 @@ def add(
     home = open_home()
     found = _read(file, column, as_of, region or home.own().region)
     with opened(home.database_url) as store:
-        emit(registries.add(home, store, found, datetime.now(UTC)), as_json)
+        emit(asdict(registries.add(home, store, found, datetime.now(UTC))), as_json)
     say("everybody in a job needs the same one: compare the digest with theirs")
 
 
@@ -54,7 +55,7 @@ def show(as_json: JsonFlag = False) -> None:
     from clients.store import opened
 
     with opened(open_home().database_url) as store:
-        emit(store.registries.current(), as_json)
+        emit(asdict(store.registries.current()), as_json)
 
 
 @app.command()

@@ -1,0 +1,622 @@
+"""The gate: who gets data, and that nobody else does (GOVERNANCE.md, acceptance tests 20 to 28)."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import dataclasses
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clients import datasets, registries
+from clients.gate import Admission, Gate, declared_tokens
+from clients.home import Home
+from clients.sources import Source
+from clients.store import Reservation, Store
+from federation import fab
+from federation.catalogue import Dataset
+from federation.codes import code_for_row
+from federation.envelope import Envelope, sign
+from federation.errors import IntegrityError, LianmoError, RefusalCode, Refused
+from federation.objects import (
+    CoverKind,
+    CoverRule,
+    Decision,
+    JobManifest,
+    JobParty,
+    Limits,
+    Purpose,
+    Role,
+    ScorecardParameters,
+    Usage,
+    utc_text,
+)
+from federation.package import package_sha256
+from federation.registry import Registry, customers_cover
+from federation.tables import CategoryColumn, NumberColumn
+from federation.tasks import plan
+from tests.federation.parties import approve, make_approval, make_org
+
+NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
+ROWS, CUSTOMERS = 3000, 1200
+CODES = np.sort(code_for_row(1, np.arange(ROWS)))
+REGISTRY = Registry(CODES, NOW.date(), "济宁市")
+CANARY = "金丝雀公司"
+CITY = make_org("city", "platform", now=NOW - timedelta(days=1), code=2)
+ROOT = Path(__file__).parents[2]
+
+
+@dataclasses.dataclass
+class Party:
+    """One organisation with its home, its data and its gate."""
+
+    home: Home
+    store: Store
+    gate: Gate
+
+    def sign(self, obj: Any, usage: Usage) -> Envelope:
+        return sign(obj, self.home.key(usage))
+
+
+class World:
+    """A bank, a tax bureau and a platform that trust each other, with registered data."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.bank = self.party("bank_a", "bank", "91330106Y71047292M")
+        self.tax = self.party("tax", "department", "91310115Y71126484T")
+        for party, others in ((self.bank, [self.tax]), (self.tax, [self.bank])):
+            party.home.trust_card(CITY.envelope)
+            for other in others:
+                party.home.trust_card(other.home.card())
+        rng = np.random.default_rng(5)
+        known = np.flatnonzero(rng.random(ROWS) < 0.95)
+        rng.shuffle(known)
+        self.tax_rows = known
+        self.paid = rng.normal(100, 9, ROWS).round(3)
+        lines = [f"{CODES[i].decode()},{self.paid[i]},甲{i % 3},{CANARY},{i}" for i in known]
+        self.register(self.tax, "payments", "uscc,paid,sector,secret,core", lines)
+        self.customers = rng.permutation(ROWS)[:CUSTOMERS]
+        self.bad = rng.integers(0, 2, ROWS)
+        lines = [f"{CODES[i].decode()},{i * 2},{self.bad[i]}" for i in self.customers]
+        self.register(self.bank, "loans", "uscc,limit,bad", lines, label="bad")
+        datasets.describe(self.tax.store, "payments", {}, {"core": {"level": "L5"}})
+        self.publish(self.tax, "payments")
+        self.publish(self.bank, "loans")
+        self.job = self.manifest()
+
+    def copied(self, folder: Path) -> World:
+        """The same world in another place, as it was when it was made."""
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+        world = copy.copy(self)
+        world.folder = folder
+        world.bank, world.tax = world.opened("bank_a"), world.opened("tax")
+        return world
+
+    def opened(self, org: str) -> Party:
+        home = Home.open(self.folder / org, environment={})
+        store = Store.open(home.database_url)
+        return Party(home, store, Gate(home, store, lambda: NOW))
+
+    def close(self) -> None:
+        self.bank.store.close()
+        self.tax.store.close()
+
+    def party(self, org: str, kind: str, uscc: str) -> Party:
+        home = Home.create(
+            self.folder / org,
+            org=org,
+            kind=kind,
+            name=org,
+            uscc=uscc,
+            region="济宁市",
+            now=NOW - timedelta(days=1),
+        )
+        party = self.opened(org)
+        registries.add(home, party.store, REGISTRY, NOW)
+        return party
+
+    def register(
+        self, party: Party, name: str, header: str, lines: list[str], label: str | None = None
+    ) -> None:
+        path = self.folder / f"{name}.csv"
+        path.write_text("\n".join([header, *lines]) + "\n")
+        source = Source(file=str(path), key="uscc", label=label)
+        datasets.register(party.home, party.store, name, source, NOW)
+
+    def publish(self, party: Party, name: str) -> Dataset:
+        words = dict.fromkeys(datasets.OWN_WORDS, "as the law says")
+        datasets.describe(party.store, name, words, {})
+        return datasets.sign_entry(party.home, party.store, name, NOW).unverified(Dataset)
+
+    def entry(self, party: Party, name: str) -> Dataset:
+        stored = party.store.entries.get(name)
+        assert stored.envelope is not None
+        return Envelope.from_json(stored.envelope).unverified(Dataset)
+
+    def manifest(self, **changes: Any) -> JobManifest:
+        """A job that follows from its own figures, unless a change says otherwise."""
+        fields = changes.pop("fields", ("paid", "sector"))
+        dataset = changes.pop("dataset", "payments")
+        parameters = changes.pop("parameters", ScorecardParameters(openings=1))
+        cover = changes.pop("cover", CoverRule(rows=ROWS))
+        customers_min = changes.pop("customers_min", 1000)
+        query, tokens, between = plan.plan(
+            rows=cover.rows,
+            customers_max=1500,
+            bank_fields=1,
+            department_fields={"tax": len(fields)},
+            parameters=parameters,
+        )
+        digest = self.entry(self.tax, "payments").digest()
+        plain: dict[str, Any] = {
+            "job": "sme-card-1",
+            "created": utc_text(NOW),
+            "purpose": Purpose.CREDIT_MODEL_TRAINING,
+            "parties": (
+                JobParty(
+                    org="bank_a",
+                    role=Role.BANK,
+                    dataset="loans",
+                    catalogue_digest=self.entry(self.bank, "loans").digest(),
+                    fields=("limit",),
+                ),
+                JobParty(
+                    org="tax",
+                    role=Role.DEPARTMENT,
+                    dataset=dataset,
+                    catalogue_digest=changes.pop("catalogue_digest", digest),
+                    fields=fields,
+                ),
+                JobParty(org="city", role=Role.PLATFORM),
+            ),
+            "registry": REGISTRY.described(),
+            "cover": cover,
+            "package_sha256": package_sha256(),
+            "parameters": parameters,
+            "query": query,
+            "limits": Limits(
+                customers_max=1500,
+                customers_min=customers_min,
+                tokens=tokens,
+                tokens_between=between,
+            ),
+            "disclosures": (),
+            "outputs": ("bank_a",),
+            "not_before": utc_text(NOW),
+            "expires": utc_text(NOW + timedelta(days=7)),
+        }
+        made = JobManifest.model_validate(plain)
+        made = made.model_copy(update={"disclosures": plan.declare(made)})
+        return JobManifest.model_validate(made.model_dump() | changes)
+
+    def signed(self, job: JobManifest) -> Envelope:
+        return self.bank.sign(job, Usage.PROPOSE)
+
+    def approvals(self, job: JobManifest) -> list[Envelope]:
+        times = {
+            "created": utc_text(NOW),
+            "valid_from": utc_text(NOW),
+            "valid_until": utc_text(NOW + timedelta(days=2)),
+        }
+        tax = self.tax.sign(make_approval("tax", job.digest(), **times), Usage.APPROVE)
+        return [tax, approve(CITY, job.digest(), **times)]
+
+    def admit(self, party: Party, job: JobManifest | None = None, **changes: Any) -> Admission:
+        job = job or self.job
+        given = {
+            "manifest": self.signed(job),
+            "approvals": self.approvals(job),
+            "fab": fab.build(job),
+            "run_config": fab.expected_run_config(job),
+        } | changes
+        return party.gate.admit(given.pop("manifest"), given.pop("approvals"), **given)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> World:
+    world = World(tmp_path_factory.mktemp("world"))
+    world.close()
+    return world
+
+
+@pytest.fixture
+def world(made: World, tmp_path: Path) -> Iterator[World]:
+    world = made.copied(tmp_path / "world")
+    yield world
+    world.close()
+
+
+def refused(
+    world: World,
+    caplog: pytest.LogCaptureFixture,
+    code: RefusalCode,
+    reason: str,
+    job: JobManifest | None = None,
+    party: Party | None = None,
+    **changes: Any,
+) -> None:
+    """One coarse word outwards, one line with the reason in the log, and nothing counted."""
+    before = world.tax.store.exposure.tokens("bank_a", "payments")
+    caplog.clear()
+    with caplog.at_level(logging.WARNING), pytest.raises(Refused) as raised:
+        world.admit(party or world.tax, job, **changes)
+    assert raised.value.code is code, caplog.text
+    assert raised.value.what == "the job is refused at the gate"
+    assert raised.value.__cause__ is None
+    lines = [r for r in caplog.records if r.name == "lianmo.gate"]
+    assert len(lines) == 1
+    assert reason in lines[0].getMessage()
+    assert world.tax.store.exposure.tokens("bank_a", "payments") == before
+
+
+# --- what an approved job gets --------------------------------------------------------------------
+
+
+def test_a_department_hands_out_the_approved_columns_in_the_registry_s_order(world: World) -> None:
+    data = world.admit(world.tax).department_data()
+    assert [column.name for column in data.columns] == ["paid", "sector"]
+    np.testing.assert_array_equal(data.codes, CODES)
+    paid, sector = data.columns
+    assert isinstance(paid, NumberColumn)
+    assert isinstance(sector, CategoryColumn)
+    known = np.isin(np.arange(ROWS), world.tax_rows)
+    np.testing.assert_array_equal(paid.values, np.where(known, world.paid, np.nan))
+    assert sector.categories == ("甲0", "甲1", "甲2")
+    np.testing.assert_array_equal(sector.codes, np.where(known, np.arange(ROWS) % 3, -1))
+
+
+def test_the_bank_hands_out_its_customers_in_the_cover_s_order(world: World) -> None:
+    data = world.admit(world.bank).bank_data()
+    order = np.sort(world.customers)
+    np.testing.assert_array_equal(data.positions, order)
+    np.testing.assert_array_equal(data.codes, CODES[order])
+    np.testing.assert_array_equal(data.columns[0].values, order * 2)  # type: ignore[union-attr]
+    np.testing.assert_array_equal(data.labels, world.bad[order])
+    assert data.cover_rows == ROWS
+
+
+def test_a_cover_of_customers_only_is_a_part_of_the_registry(world: World) -> None:
+    job = world.manifest(cover=CoverRule(kind=CoverKind.CUSTOMERS, rows=1500))
+    bank, tax = world.admit(world.bank, job), world.admit(world.tax, job)
+    data, order = bank.bank_data(), np.sort(world.customers)
+    assert (data.cover_rows, data.positions.tolist()) == (CUSTOMERS, list(range(CUSTOMERS)))
+    np.testing.assert_array_equal(bank.cover.positions, order)
+    part, whole = tax.department_data(bank.cover), tax.department_data()
+    np.testing.assert_array_equal(part.codes, CODES[order])
+    np.testing.assert_array_equal(
+        part.columns[0].values,  # type: ignore[union-attr]
+        whole.columns[0].values[order],  # type: ignore[union-attr]
+    )
+
+
+def test_decoys_stay_the_same_over_jobs_and_restarts(world: World) -> None:
+    job = world.manifest(cover=CoverRule(kind=CoverKind.DECOY, decoys=2, rows=2400))
+    first = world.admit(world.bank, job).cover
+    assert len(first) == 2 * CUSTOMERS
+    assert set(np.sort(world.customers)) <= set(first.positions)
+    again = Gate(world.bank.home, Store.open(world.bank.home.database_url), lambda: NOW)
+    second = world.admit(Party(world.bank.home, world.bank.store, again), job, attempt=1).cover
+    assert second.digest == first.digest
+    key = world.bank.home.path / "data" / "decoys.key"
+    assert key.stat().st_mode & 0o777 == 0o600
+    again._store.close()
+
+
+def test_a_department_takes_no_other_cover_than_the_approved_kind(world: World) -> None:
+    tax = world.admit(world.tax)
+    with pytest.raises(IntegrityError, match="not the approved one"):
+        tax.department_data(customers_cover(REGISTRY, CODES[:10]))
+    job = world.manifest(cover=CoverRule(kind=CoverKind.CUSTOMERS, rows=1500))
+    with pytest.raises(IntegrityError, match="larger than approved"):
+        world.admit(world.tax, job).department_data(customers_cover(REGISTRY, CODES[:1501]))
+
+
+def test_nobody_gets_what_another_role_gets(world: World) -> None:
+    with pytest.raises(Refused, match="as department, not as bank"):
+        world.admit(world.tax).bank_data()
+    with pytest.raises(Refused, match="as bank, not as department"):
+        world.admit(world.bank).department_data()
+
+
+def test_the_snapshot_digest_is_salted_stable_and_follows_the_data(world: World) -> None:
+    first = world.admit(world.tax).snapshot_digest
+    assert world.admit(world.tax).snapshot_digest == first  # the same attempt after a restart
+    assert world.admit(world.tax, attempt=1).snapshot_digest != first  # another salt
+    fewer = world.manifest(fields=("paid",))
+    assert world.admit(world.tax, fewer).snapshot_digest != first
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def test_a_flipped_bit_in_the_manifest_opens_nothing(world: World) -> None:
+    signed = world.signed(world.job)
+    for place in range(0, len(signed.payload), 97):
+        payload = bytearray(signed.payload)
+        payload[place] ^= 1
+        forged = signed.model_copy(update={"payload": bytes(payload)})
+        with pytest.raises(Refused):
+            world.admit(world.tax, manifest=forged)
+    assert world.tax.store.exposure.tokens("bank_a", "payments") == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"job": "sme-card-2"},
+        {"purpose": "credit-decision"},
+        {"expires": utc_text(NOW + timedelta(days=8))},
+        {"outputs": ("bank_a", "tax")},
+        {"previous": "ab" * 32},
+        {"fields": ("paid", "secret")},
+        {"parameters": ScorecardParameters(openings=2)},
+        {"customers_min": 999},
+    ],
+    ids=str,
+)
+def test_no_approval_survives_a_change_that_the_bank_signed(
+    world: World, caplog: pytest.LogCaptureFixture, change: dict[str, Any]
+) -> None:
+    changed = world.manifest(**change)
+    old = world.approvals(world.job)
+    code = RefusalCode.CONSENT_INVALID
+    refused(world, caplog, code, "another manifest", changed, approvals=old)
+    if "purpose" not in change:  # with its own approvals it is a job like any other
+        world.admit(world.tax, changed)
+
+
+def test_a_changed_bundle_or_configuration_is_refused(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle, config = bytearray(fab.build(world.job)), fab.expected_run_config(world.job)
+    bundle[40] ^= 1
+    code = RefusalCode.CONSENT_INVALID
+    refused(world, caplog, code, "bundle", fab=bytes(bundle))
+    refused(world, caplog, code, "bundle", fab=fab.build(world.manifest(job="other")))
+    refused(world, caplog, code, "configuration", run_config={**config, "rounds": 9})
+    refused(world, caplog, code, "configuration", run_config={})
+
+
+def test_another_release_is_refused(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    job = world.manifest(package_sha256="ab" * 32)
+    refused(world, caplog, RefusalCode.CONSENT_INVALID, "another release", job)
+
+
+def test_one_owner_missing_refused_or_withdrawn_stops_the_job(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    tax, city = world.approvals(world.job)
+    refused(world, caplog, RefusalCode.SPEC_INVALID, "has not approved", approvals=[tax])
+    refused(world, caplog, RefusalCode.SPEC_INVALID, "has not approved", approvals=[city])
+    times = {"created": utc_text(NOW), "valid_from": utc_text(NOW), "nonce": "1" * 32}
+    word = make_approval("tax", world.job.digest(), decision=Decision.WITHDRAW, **times)
+    withdrawal = world.tax.sign(word, Usage.APPROVE)
+    given = [tax, city, withdrawal]
+    refused(world, caplog, RefusalCode.DECLINED, "withdrew", approvals=given)
+    # A withdrawal that this node saw itself counts although nobody delivers it any more.
+    digest = world.job.digest()
+    world.tax.store.jobs.put_approval(word.digest(), digest, "tax", withdrawal.to_json(), NOW)
+    refused(world, caplog, RefusalCode.DECLINED, "withdrew", approvals=[tax, city])
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "reason"),
+    [
+        (("paid", "nowhere"), RefusalCode.UNFULFILLABLE, "has no field"),
+        (("paid", "uscc"), RefusalCode.SPEC_INVALID, "not a feature"),
+        (("paid", "core"), RefusalCode.FIELD_LEVEL, "L5"),
+    ],
+)
+def test_a_field_that_is_not_offered_is_refused_though_all_approved(
+    world: World,
+    caplog: pytest.LogCaptureFixture,
+    fields: tuple[str, ...],
+    code: RefusalCode,
+    reason: str,
+) -> None:
+    refused(world, caplog, code, reason, world.manifest(fields=fields))
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "reason"),
+    [
+        ({"dataset": "other"}, RefusalCode.UNFULFILLABLE, "no dataset other"),
+        ({"catalogue_digest": "ab" * 32}, RefusalCode.SPEC_INVALID, "is another one"),
+        ({"purpose": "credit-decision"}, RefusalCode.PURPOSE_NOT_ALLOWED, "the purpose"),
+        (
+            {"parameters": ScorecardParameters(openings=1, min_cohort=49)},
+            RefusalCode.SPEC_INVALID,
+            "min_cohort 49",
+        ),
+    ],
+    ids=str,
+)
+def test_what_the_entry_in_force_does_not_allow_is_refused_though_all_approved(
+    world: World,
+    caplog: pytest.LogCaptureFixture,
+    changes: dict[str, Any],
+    code: RefusalCode,
+    reason: str,
+) -> None:
+    refused(world, caplog, code, reason, world.manifest(**changes))
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        lambda lines: lines[1:],
+        lambda lines: [*lines, {**lines[0], "to": "city"}],
+        lambda lines: [{**lines[-1], "count": lines[-1]["count"] + 1}, *lines[:-1]],
+        lambda lines: [*lines[:-1], {**lines[-1], "bits": lines[-1]["bits"] - 1}],
+    ],
+)
+def test_declared_disclosures_are_those_of_the_task_or_the_job_is_refused(
+    world: World, caplog: pytest.LogCaptureFixture, tamper: Callable[[list[Any]], list[Any]]
+) -> None:
+    lines = [line.model_dump() for line in world.job.disclosures]
+    job = world.manifest(disclosures=tamper(lines))
+    refused(world, caplog, RefusalCode.SPEC_INVALID, "declared disclosures", job)
+
+
+def test_figures_that_do_not_follow_from_the_job_are_refused(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = world.job.limits.model_dump()
+    fewer = {**limits, "tokens": limits["tokens"] - 1}
+    job = world.manifest(limits=fewer)
+    refused(world, caplog, RefusalCode.SPEC_INVALID, "do not follow", job)
+
+
+def test_an_entry_published_anew_ends_the_jobs_approved_before(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.admit(world.tax, attempt=0)
+    datasets.describe(world.tax.store, "payments", {}, {"sector": {"level": "L5"}})
+    world.publish(world.tax, "payments")
+    world.tax.gate.close(world.job.digest(), 0)
+    refused(world, caplog, RefusalCode.SPEC_INVALID, "is another one", attempt=1)
+
+
+def test_an_entry_that_was_put_into_the_database_unsigned_is_not_believed(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    entry = world.entry(world.tax, "payments")
+    plain = entry.model_dump(mode="json")
+    for field in plain["fields"]:
+        field["level"] = "L1"
+    forged = world.bank.sign(Dataset.model_validate(plain), Usage.APPROVE)
+    digest = forged.unverified(Dataset).digest()
+    world.tax.store.entries.set_signed("payments", forged.to_json(), digest, NOW)
+    job = world.manifest(fields=("paid", "core"))
+    refused(world, caplog, RefusalCode.CONSENT_INVALID, "signed for another", job)
+
+
+def test_another_registry_is_refused(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    registries.add(world.tax.home, world.tax.store, Registry(CODES[1:], NOW.date(), "济宁市"), NOW)
+    refused(world, caplog, RefusalCode.UNFULFILLABLE, "registry snapshot")
+
+
+def test_a_snapshot_changed_on_disk_is_refused(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    stored = world.tax.store.datasets.get("payments")
+    path = world.tax.home.path / "data" / stored.file
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    refused(world, caplog, RefusalCode.CONSENT_INVALID, "changed on disk")
+    path.unlink()
+    refused(world, caplog, RefusalCode.CONSENT_INVALID, "is gone")
+
+
+def test_a_bank_with_too_few_customers_gets_nothing(world: World) -> None:
+    job = world.manifest(customers_min=CUSTOMERS + 1)
+    with pytest.raises(Refused, match="customers are on the registry"):
+        world.admit(world.bank, job).bank_data()
+
+
+# --- exposure -------------------------------------------------------------------------------------
+
+
+def test_the_token_that_passes_the_exposure_limit_is_refused(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    most, declared = int(0.05 * 1000), declared_tokens(world.job)
+
+    def earlier(tokens: int) -> Reservation:
+        return Reservation("b" * 64, tokens, "bank_a", "payments", tokens, 1000, bytes(32))
+
+    exposure = world.tax.store.exposure
+    assert exposure.reserve(earlier(most - declared), most, NOW) is not None
+    with caplog.at_level(logging.WARNING):
+        world.admit(world.tax)
+    assert "above the warning level" in caplog.text
+    assert exposure.tokens("bank_a", "payments") == most
+    world.admit(world.tax)  # the same attempt again counts once
+    assert exposure.tokens("bank_a", "payments") == most
+    refused(world, caplog, RefusalCode.INSUFFICIENT_BUDGET, "exposure", attempt=1)
+    # An attempt that ended counts with what it used: nothing was asked here.
+    world.tax.gate.close(world.job.digest(), 0)
+    assert exposure.tokens("bank_a", "payments") == most - declared
+    world.admit(world.tax, attempt=1)
+
+
+def test_a_site_may_tighten_the_exposure_limit_and_never_widen_it(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    declared = declared_tokens(world.job)
+    party = world.tax
+    clock = lambda: NOW  # noqa: E731  # two gates, one clock
+    strict = Gate(party.home, party.store, clock, exposure_limit=(declared - 1) / 1000)
+    code = RefusalCode.INSUFFICIENT_BUDGET
+    refused(world, caplog, code, "exposure", party=Party(party.home, party.store, strict))
+    wide = Gate(party.home, party.store, clock, exposure_limit=9.0)
+    small = world.manifest(customers_min=declared * 20 - 1)
+    refused(world, caplog, code, "exposure", small, Party(party.home, party.store, wide))
+
+
+# --- nothing leaks, nothing else opens data -------------------------------------------------------
+
+
+def test_no_log_line_holds_a_value_or_a_code(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG):
+        world.admit(world.tax, world.manifest(fields=("secret",))).department_data()
+        world.admit(world.bank).bank_data()
+        for job in (world.manifest(fields=("core",)), world.manifest(dataset="other")):
+            with pytest.raises(Refused):
+                world.admit(world.tax, job)
+    text = "\n".join(json.dumps(vars(record), default=str) for record in caplog.records)
+    assert CANARY not in text
+    assert not any(code.decode() in text for code in CODES[:50])
+    admission = world.admit(world.tax, world.manifest(fields=("secret",)))
+    assert CANARY not in repr(admission) + repr(admission.department_data())
+
+
+def test_only_the_gate_reads_snapshots_and_only_sources_read_tables() -> None:
+    readers = {"pyarrow.parquet", "pyarrow.csv", "csv"}
+    may_read = {
+        "clients/sources.py",
+        "clients/lab_table.py",  # one's own table, before anybody signed anything
+    }
+    for package in ("clients", "federation", "protocols", "server"):
+        for path in (ROOT / package).rglob("*.py"):
+            name = path.relative_to(ROOT).as_posix()
+            tree = ast.parse(path.read_text())
+            used = {
+                alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names
+            }
+            taken = {
+                (n.module, alias.name)
+                for n in ast.walk(tree)
+                if isinstance(n, ast.ImportFrom)
+                for alias in n.names
+            }
+            assert not used & readers or name in may_read, name
+            calls = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+            public = name == "federation/registry.py"  # lists of codes, which are public
+            frames = {"read_csv", "read_parquet", "read_sql", "read_table"}
+            assert not calls & frames or public or name in may_read, name
+            opens = ("clients.sources", "OpenSnapshot") in taken
+            assert not opens or name == "clients/gate.py", name
+            if name not in {"clients/gate.py", "clients/datasets.py", "clients/cli/data.py"}:
+                assert "clients.sources" not in used | {module for module, _ in taken}, name
+
+
+def test_every_refusal_of_the_gate_is_of_one_class(world: World) -> None:
+    """Whatever is wrong, the caller sees the same sentence; even with nothing right at all."""
+    nothing = world.signed(world.job).model_copy(update={"payload": b"{}"})
+    with pytest.raises(LianmoError) as raised:
+        world.tax.gate.admit(nothing, [], fab=b"", run_config={})
+    assert isinstance(raised.value, Refused)
+    assert raised.value.what == "the job is refused at the gate"
