@@ -64,10 +64,11 @@ def probability(scores: Integers) -> Integers:
 
 def quantise(numerator: Integers, denominator: int, stream: Stream) -> Integers:
     """numerator / denominator, rounded up or down at random with the right expectation."""
-    # 32 bits of randomness against denominators up to 2^40: off by less than 2^-32 of a step.
+    if not 0 < denominator < 1 << 31:
+        raise ValueError("the denominator has at most 31 bits: products with 32 more must fit")
     draws = (stream.words(numerator.size) >> np.uint64(32)).astype(np.int64)
     whole, rest = np.divmod(numerator, denominator)
-    return whole + (draws * (denominator >> 8) < rest << 24).astype(np.int64)
+    return whole + (draws * denominator < rest << 32).astype(np.int64)
 
 
 def solve(matrix: Floats, right: Floats) -> Floats | None:

@@ -56,9 +56,13 @@ from protocols.streams import Randomness, digest
 BINS, PAIRS = "bins", "pairs"  # names of the matrices
 
 
-def between_name(querier: str) -> str:
-    """The matrix of bins, as another department asks it: coins of its own."""
-    return f"{BINS}/{querier}"
+def between_name(querier: str, queried: str) -> str:
+    """The matrix of bins, as another department asks it: coins and tokens of its own.
+
+    Both names: a querier's tokens are known by the matrix's name, and what it asks one department
+    is rounded differently from what it asks the next.
+    """
+    return f"{BINS}/{querier}/{queried}"
 
 
 def sealed_step(
@@ -206,7 +210,7 @@ class _Department:
             for number, item in enumerate(plan.between):
                 if plan.between_parameters is None:
                     raise RuntimeError("a plan with departments to ask and no parameters for it")
-                name = between_name(item.querier)
+                name = between_name(item.querier, item.queried)
                 if item.queried == party.me:
                     owner = self._matrix(
                         self.layout, self.bins, none, plan.between_parameters, item.querier, name
@@ -484,7 +488,7 @@ class _Department:
             if j == features:
                 v = known.astype(np.int64)
             elif self.kept[j]:
-                v = np.where(known, self._rounded(j, BETWEEN_LEVEL, between_name(peer)), 0)
+                v = np.where(known, self._rounded(j, BETWEEN_LEVEL, between_name(party.me, peer)), 0)
                 numerators, denominator = self._levels(j, BETWEEN_LEVEL)
                 exact = (numerators[self.bins[j][known]] / denominator) ** 2
                 squares[j] = round(float(exact.sum()))
