@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from plotly.offline import get_plotlyjs
 
 if TYPE_CHECKING:
-    from federation.report import Report
+    from federation.report import Assessment, Report
 
 Figure = dict[str, Any]
 
@@ -41,31 +41,28 @@ def plotly_script() -> str:
 
 def figures(report: Report) -> dict[str, Figure]:
     """All figures of the page by the id of their place."""
-    return {
-        "roc": roc(report),
-        "ks": ks(report),
-        "distribution": distribution(report),
-        "calibration": calibration(report),
-        "stability": stability(report),
-        "iv": information_values(report),
-        "gains": gains(report),
-        "stages": stages(report),
-    }
+    found = {"iv": information_values(report), "stages": stages(report)}
+    if (quality := report.assessment) is not None:
+        found |= {
+            "roc": roc(quality),
+            "ks": ks(quality),
+            "distribution": distribution(quality),
+            "calibration": calibration(quality),
+            "stability": stability(quality),
+            "gains": gains(quality),
+        }
+    return found
 
 
-def roc(report: Report) -> Figure:
+def roc(quality: Assessment) -> Figure:
     """ROC curves of all models; the legend says the AUC."""
-    quality = {
-        "joint": report.assessment.joint,
-        "bank_only": report.assessment.bank_only,
-        "pooled": report.assessment.pooled,
-    }
+    models = {"joint": quality.joint, "bank_only": quality.bank_only, "pooled": quality.pooled}
     data: list[Figure] = []
     for model in ("bank_only", "joint", "pooled"):  # the dotted one on top: it hides nothing
-        found = quality[model]
+        found = models[model]
         if found is not None:
             label, colour, dash = MODELS[model]
-            curve = report.assessment.roc[model]
+            curve = quality.roc[model]
             name = f"{label}, AUC {found.auc.value:.3f}"
             data.append(_line(curve.x, curve.y, name, colour, dash))
     data.append(_line((0, 1), (0, 1), "Chance", FAINT, "dash", width=1, hover=False))
@@ -78,9 +75,9 @@ def roc(report: Report) -> Figure:
     )
 
 
-def ks(report: Report) -> Figure:
+def ks(quality: Assessment) -> Figure:
     """Cumulative shares of both classes over the joint score, KS where they are farthest apart."""
-    found = report.assessment.cumulative
+    found = quality.cumulative
     gaps = [bad - good for bad, good in zip(found.bads, found.goods, strict=True)]
     at = gaps.index(max(gaps))
     figure = _figure(
@@ -111,7 +108,7 @@ def ks(report: Report) -> Figure:
             "yref": "paper",
             "x": 0.98,
             "y": 0.05,
-            "text": f"KS {report.assessment.joint.ks.value:.3f} at {x:.0f} points",
+            "text": f"KS {quality.joint.ks.value:.3f} at {x:.0f} points",
             "showarrow": False,
             "xanchor": "right",
             "yanchor": "bottom",
@@ -121,9 +118,9 @@ def ks(report: Report) -> Figure:
     return figure
 
 
-def distribution(report: Report) -> Figure:
+def distribution(quality: Assessment) -> Figure:
     """Share of each class in bands of the joint score."""
-    bands = report.assessment.distribution
+    bands = quality.distribution
     bads = sum(band.bads for band in bands)
     goods = sum(band.rows - band.bads for band in bands)
     middle = [(band.low + band.high) / 2 for band in bands]
@@ -155,9 +152,9 @@ def distribution(report: Report) -> Figure:
     )
 
 
-def calibration(report: Report) -> Figure:
+def calibration(quality: Assessment) -> Figure:
     """Observed over expected bad rate, with intervals, and the line of perfect agreement."""
-    bands = report.assessment.calibration.bands
+    bands = quality.calibration.bands
     top = 1.08 * max(
         [*(band.expected for band in bands), *(band.observed.high for band in bands), 0.01]
     )
@@ -191,9 +188,9 @@ def calibration(report: Report) -> Figure:
     )
 
 
-def stability(report: Report) -> Figure:
+def stability(quality: Assessment) -> Figure:
     """Shares of training and test customers in the bands of the score."""
-    bands = report.assessment.stability.bands
+    bands = quality.stability.bands
     labels = [
         f"{'≤ ' if i == 0 else ''}{band.high:.0f}" if i < len(bands) - 1 else f"> {band.low:.0f}"
         for i, band in enumerate(bands)
@@ -262,9 +259,9 @@ def information_values(report: Report) -> Figure:
     )
 
 
-def gains(report: Report) -> Figure:
+def gains(quality: Assessment) -> Figure:
     """Share of all bads found among the riskiest customers."""
-    rows = report.assessment.gains
+    rows = quality.gains
     total = sum(row.rows for row in rows)
     x, y, seen = [0.0], [0.0], 0
     for row in rows:

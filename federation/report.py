@@ -32,6 +32,8 @@ from federation.evaluation import (
 )
 from federation.ledger import Disclosure, What
 from federation.objects import Approval, CoverKind, Decision, JobManifest, ScorecardParameters
+from federation.tasks.model import PooledFit, ScorecardResult
+from federation.tasks.plan import plan_of
 
 REPORT_VERSION = 1
 WARN_EXPOSURE, REFUSE_EXPOSURE, OPEN_EXPOSURE = 0.02, 0.05, 0.2  # PROTOCOLS.md section 3, Exposure
@@ -108,6 +110,7 @@ class Feature:
     owner: str
     iv: float
     coefficient: float
+    note: str  # why it takes no part, or empty
     bins: tuple[Bin, ...]
 
     @property
@@ -193,7 +196,7 @@ class Report:
     cover: str
     cover_rows: int
     parties: tuple[PartyFacts, ...]
-    assessment: Assessment
+    assessment: Assessment | None  # None: no scores were opened to assess the model by
     scale: Points
     intercept: float  # points that every customer starts from
     features: tuple[Feature, ...]
@@ -205,6 +208,106 @@ class Report:
 
 
 # --- making one -----------------------------------------------------------------------------------
+
+
+def report_of(
+    result: ScorecardResult,
+    manifest: JobManifest,
+    *,
+    created: str,
+    approvals: Sequence[Approval] = (),
+    names: Mapping[str, str] | None = None,
+    pooled: PooledFit | None = None,
+    is_lab: bool = False,
+) -> Report:
+    """The bank's report on its finished scorecard.
+
+    created: RFC 3339. approvals: verified ones. names: for display, by organisation. pooled: the
+    plaintext comparison, which only a lab can have.
+    """
+    scale = Points.of(manifest.parameters)
+    model = result.model
+    return Report(
+        job=manifest.job,
+        task=manifest.task,
+        created=created,
+        is_lab=is_lab,
+        purpose=manifest.purpose.value,
+        manifest_digest=manifest.digest(),
+        package_digest=manifest.package_sha256,
+        registry_digest=manifest.registry.digest,
+        registry_rows=manifest.registry.rows,
+        cover=cover_text(manifest),
+        cover_rows=manifest.cover.rows,
+        parties=party_facts(manifest, approvals, names),
+        assessment=_assessment_of(result, pooled, scale),
+        scale=scale,
+        intercept=model.base_points,
+        features=tuple(
+            Feature(
+                name=feature.name,
+                owner=feature.owner,
+                iv=feature.iv,
+                coefficient=feature.coefficient,
+                note=feature.note,
+                bins=tuple(
+                    Bin(item.label, item.goods, item.bads, item.woe, item.points)
+                    for item in feature.bins
+                ),
+            )
+            for feature in model.features
+        ),
+        openings=len(result.openings),
+        stages=tuple(
+            StageCost(
+                stage,
+                seconds,
+                result.sent_bytes.get(stage, 0),
+                result.received_bytes.get(stage, 0),
+            )
+            for stage, seconds in result.seconds.items()
+        ),
+        disclosures=disclosure_lines(
+            result.disclosures,
+            [item.entry() for item in manifest.disclosures],
+            len(result.labels),
+        ),
+        exposure=exposure_of(manifest),
+        limits=LIMITS,
+    )
+
+
+def exposure_of(manifest: JobManifest) -> Exposure:
+    """Queries on the columns of the department that is asked most, those of other departments
+    included; the schedule is fixed, so the manifest tells."""
+    plan = plan_of(manifest)
+    between = [
+        sum(item.queries for item in plan.between if org in (item.querier, item.queried))
+        for org in manifest.departments
+    ]
+    return Exposure(plan.tokens + max(between, default=0), manifest.limits.customers_min)
+
+
+def _assessment_of(
+    result: ScorecardResult, pooled: PooledFit | None, scale: Points
+) -> Assessment | None:
+    test, bad = result.test, result.labels
+    parts = (bad[test], bad[~test])
+    if result.scores is None or any(len(np.unique(part)) < 2 for part in parts):
+        return None
+
+    def of(points: NDArray[Any]) -> Scores:
+        return Scores(points[~test].astype(np.float64), points[test].astype(np.float64))
+
+    return assess(
+        bad[~test],
+        bad[test],
+        joint=of(result.scores),
+        bank_only=of(result.alone_scores),
+        # Not rounded to points a bin: the comparison is the plain regression.
+        pooled=None if pooled is None else of(scale.of_risk(-pooled.log_odds)),
+        scale=scale,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,13 +463,43 @@ LIMITS = (
 
 
 def report_json(report: Report) -> dict[str, Any]:
-    """The report as one JSON object: plain numbers, missing ones as null."""
+    """The report as one JSON object: the figures that are asked for most on top, all the rest
+    below `report`; missing numbers are null."""
     body = plain(report)
-    body["version"] = REPORT_VERSION
-    body["exposure"] |= {"value": report.exposure.value, "verdict": report.exposure.verdict}
-    body["assessment"].pop("distribution")  # the picture's bands; `bands` has the table's
-    result: dict[str, Any] = body
-    return result
+    quality = report.assessment
+    if quality is not None:
+        body["assessment"].pop("distribution")  # the picture's bands; `bands` has the table's
+    models = {
+        name: None
+        if found is None
+        else {"auc": found.auc.value, "ks": found.ks.value, "gini": found.gini}
+        for name, found in (
+            ("joint", quality.joint if quality else None),
+            ("bank_only", quality.bank_only if quality else None),
+            ("pooled", quality.pooled if quality else None),
+        )
+    }
+    top = {
+        "version": REPORT_VERSION,
+        "job": report.job,
+        "task": report.task,
+        "headline": headline(report),
+        **models,
+        "rows": {"train": quality.train_rows, "test": quality.test_rows} if quality else None,
+        "openings": report.openings,
+        "exposure": report.exposure.value,
+        "exposure_verdict": report.exposure.verdict,
+        "seconds": {
+            **{stage.stage: round(stage.seconds, 4) for stage in report.stages},
+            "total": round(sum(stage.seconds for stage in report.stages), 4),
+        },
+        "bytes": {
+            "sent": sum(stage.sent_bytes for stage in report.stages),
+            "received": sum(stage.received_bytes for stage in report.stages),
+        },
+        "disclosures": body.pop("disclosures"),
+    }
+    return top | {"report": body}
 
 
 def render_html(report: Report) -> str:
@@ -401,6 +534,8 @@ def render_html(report: Report) -> str:
 def headline(report: Report) -> str:
     """What the departments' data did for the bank, in one or two plain sentences."""
     quality = report.assessment
+    if quality is None:
+        return "No scores were opened for an evaluation, so the gain was not measured."
     before, after, gain = quality.bank_only.auc.value, quality.joint.auc.value, quality.gain.auc
     moved = f"The departments' data moved the AUC from {before:.3f} to {after:.3f}"
     interval = f"({gain.value:+.3f}, 95 % interval {gain.low:+.3f} to {gain.high:+.3f})"

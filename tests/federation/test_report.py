@@ -123,10 +123,11 @@ def report(gain: float = 1.0, *, lab: bool = False, seed: int = 2) -> Report:
                 "bank_a",
                 0.12,
                 0.8,
+                "",
                 (Bin("< 5", 300, 90, -0.4, -12.0), Bin(">= 5", 400, 60, 0.3, 9.0)),
             ),
-            Feature("vat_paid", "tax", 0.31, 0.9, (Bin("missing", 500, 150, -0.1, -3.0),)),
-            Feature("constant", "tax", 0.0, 0.0, (Bin("any value", 0, 0, 0.0, 0.0),)),
+            Feature("vat_paid", "tax", 0.31, 0.9, "", (Bin("missing", 500, 150, -0.1, -3.0),)),
+            Feature("constant", "tax", 0.0, 0.0, "all alike", (Bin("any value", 0, 0, 0.0, 0.0),)),
         ),
         openings=2,
         stages=(StageCost("row keys", 1.25, 1500, 2_500_000), StageCost("fit", 0.5, 10, 20)),
@@ -164,6 +165,7 @@ def test_the_page_loads_nothing_from_anywhere() -> None:
 def test_the_page_says_what_the_figures_say() -> None:
     found, text = report(lab=True), Page(page()).text
     quality = found.assessment
+    assert quality is not None
     assert headline(found) in text
     for value in (quality.joint.auc.value, quality.bank_only.auc.value, quality.joint.ks.value):
         assert f"{value:.3f}" in text
@@ -207,18 +209,35 @@ def test_every_figure_is_valid_labelled_and_has_data(name: str) -> None:
 def test_the_json_has_the_same_figures_and_no_nan() -> None:
     found = report(lab=True)
     body = json.loads(json.dumps(report_json(found), allow_nan=False))
-    assert body["assessment"]["joint"]["auc"]["value"] == found.assessment.joint.auc.value
-    assert body["exposure"]["value"] == 0.025
-    assert body["exposure"]["verdict"] == "allowed, with a warning in the review"
-    assert body["features"][0]["bins"][1]["woe"] == 0.3
+    assert found.assessment is not None
+    assert body["joint"]["auc"] == found.assessment.joint.auc.value
+    assert body["pooled"]["ks"] == found.assessment.joint.ks.value
+    assert body["rows"] == {"train": 800, "test": 400}
+    assert body["exposure"] == 0.025
+    assert body["exposure_verdict"] == "allowed, with a warning in the review"
     assert body["disclosures"][1]["bits_per_enterprise"] == 10.0
-    assert body["version"] == 1
+    assert body["seconds"] == {"row keys": 1.25, "fit": 0.5, "total": 1.75}
+    assert body["bytes"] == {"sent": 1510, "received": 2_500_020}
+    assert body["report"]["features"][0]["bins"][1]["woe"] == 0.3
+    assert body["report"]["assessment"]["joint"]["auc"]["low"] < body["joint"]["auc"]
+    assert report_json(report())["pooled"] is None
 
 
 def test_the_headline_claims_no_gain_that_chance_explains() -> None:
     assert "cannot be told from chance" in headline(report(gain=0.0))
     assert "more in the right order" in headline(report(gain=1.0))
     assert "is the worse one" in headline(report(gain=-2.0))
+
+
+def test_without_evaluation_scores_the_page_says_so_and_shows_the_rest() -> None:
+    found = dataclasses.replace(report(), assessment=None)
+    html = render_html(found)
+    text = Page(html).text
+    assert "the gain was not measured" in text
+    assert "vat_paid" in text
+    assert 'id="roc"' not in html
+    assert set(plots.figures(found)) == {"iv", "stages"}
+    assert json.loads(json.dumps(report_json(found), allow_nan=False))["joint"] is None
 
 
 def test_points_and_probabilities_are_each_others_inverse() -> None:

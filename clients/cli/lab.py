@@ -1,0 +1,148 @@
+"""`lianmo lab`: what a joint job would gain, tried on one table."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from clients.cli.common import JsonFlag, console, emit, is_terminal, say
+
+if TYPE_CHECKING:
+    from clients.lab import Finding
+    from clients.lab_run import Watch
+
+app = typer.Typer()
+
+
+@app.command()
+def lab(
+    table: Annotated[Path, typer.Argument(help="The table: CSV (also .gz) or Parquet.")],
+    spec: Annotated[Path, typer.Option(help="Who holds which columns: a JSON file.")],
+    task: Annotated[str, typer.Option(help="What to train: scorecard.")] = "scorecard",
+    bank: Annotated[
+        str | None, typer.Option(metavar="ID", help="Only this bank's rows are customers.")
+    ] = None,
+    test_rows: Annotated[
+        Path | None,
+        typer.Option(help="Hold-out row numbers from 0, one a line; default: 30 %, stratified."),
+    ] = None,
+    processes: Annotated[
+        bool, typer.Option("--processes", help="A process for each party, over TLS and the relay.")
+    ] = False,
+    openings: Annotated[
+        int, typer.Option(min=0, max=20, help="Openings of a rounded score while fitting.")
+    ] = 3,
+    min_cohort: Annotated[
+        int | None,
+        typer.Option(min=5, help="Customers in a bin at least; default: by the table's size."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the hold-out and all randomness.")] = 0,
+    html: Annotated[Path | None, typer.Option(help="Write the report to this file.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Split a table among the parties of a specification and show what a joint model gains."""
+    from clients import lab as work
+    from federation.errors import UsageError
+
+    if task != "scorecard":
+        raise UsageError(f"no task {task}; there is: scorecard")
+    if html is not None and not html.parent.is_dir():
+        raise UsageError(f"there is no folder {html.parent}")
+    with _progress() as watch:
+        found = work.try_table(
+            table,
+            spec,
+            bank=bank,
+            test_rows=test_rows,
+            processes=processes,
+            openings=openings,
+            min_cohort=min_cohort,
+            seed=seed,
+            watch=watch,
+        )
+    for note in found.notes:
+        say(f"note: {note}")
+    if html is not None:
+        from federation.report import render_html
+
+        html.write_text(render_html(found.report), encoding="utf-8")
+        say(f"report: {html}")
+    if as_json:
+        emit(found.summary(), as_json=True)
+    else:
+        _show(found)
+
+
+@contextmanager
+def _progress() -> Iterator[Watch | None]:
+    """A bar that follows the bank's stages, on a terminal only."""
+    if not is_terminal():
+        yield None
+        return
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description:<24}"), BarColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=console(), transient=True) as bars:
+        bar = bars.add_task("reading", total=None)
+
+        def watch(stage: str, step: int, steps: int) -> None:
+            bars.update(bar, description=stage, completed=step, total=steps)
+
+        yield watch
+
+
+def _show(found: Finding) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from federation.report import headline, size_text
+
+    out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    quality = found.report.assessment
+    if quality is None:
+        raise RuntimeError("a lab run opens its evaluation")
+    names = [escape(party.name) for party in found.report.parties]
+    out.print()
+    out.print(
+        f"[bold]{names[0]}[/] with {', '.join(names[1:])}: "
+        f"{quality.train_rows:,} customers to train, {quality.test_rows:,} to test, "
+        f"{(quality.train_bads + quality.test_bads):,} of them bad"
+    )
+    out.print()
+    grid = Table(box=None, padding=(0, 3, 0, 0), header_style="dim")
+    for name in ("On the test customers", "AUC", "95 % interval", "KS", "95 % interval"):
+        grid.add_column(name, justify="left" if name.startswith("On") else "right")
+    for label, model in (
+        ("joint", quality.joint),
+        ("pooled plaintext", quality.pooled),
+        ("bank alone", quality.bank_only),
+    ):
+        if model is not None:
+            grid.add_row(
+                f"[bold]{label}[/]" if model is quality.joint else label,
+                f"{model.auc.value:.4f}",
+                f"{model.auc.low:.3f} to {model.auc.high:.3f}",
+                f"{model.ks.value:.4f}",
+                f"{model.ks.low:.3f} to {model.ks.high:.3f}",
+            )
+    out.print(grid)
+    out.print()
+    out.print(escape(headline(found.report)))
+    exposure = found.report.exposure
+    out.print()
+    out.print(
+        f"Exposure (暴露度) {exposure.value:.4f}: {exposure.queries:,} questions to each "
+        f"department over {exposure.customers_min:,} customers; at a gate: {exposure.verdict}."
+    )
+    seconds, count = found.seconds, found.report.openings
+    openings = "1 opening" if count == 1 else f"{count} openings"
+    out.print(
+        f"{openings}, {size_text(found.size_bytes)} between the parties, "
+        f"{seconds.total:.1f} s, of which {seconds.offline:.1f} s before any label is touched."
+    )
