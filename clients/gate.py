@@ -27,7 +27,7 @@ from clients.home import Home
 from clients.sources import OpenSnapshot
 from clients.store import Reservation, Store, StoredDataset
 from federation import fab as bundles
-from federation.catalogue import CATALOGUE_USAGE, Dataset, FieldType, require_usable
+from federation.catalogue import CATALOGUE_USAGE, Dataset, require_usable
 from federation.checks import ApprovedJob, check_job
 from federation.codes import Codes
 from federation.envelope import Envelope
@@ -186,6 +186,20 @@ class Gate:
 
     # --- the bank's customers ---------------------------------------------------------------------
 
+    def cover_rows(self, dataset: str, kind: CoverKind, k: int | None = None) -> int:
+        """How many rows a job over this own dataset would have, for its manifest.
+
+        Draws the decoys that are still missing: they are chosen once, when they are first named.
+        """
+        registry = registries.current(self._home, self._store)
+        if kind is CoverKind.REGISTRY:
+            return len(registry)
+        stored = self._store.datasets.get(dataset)
+        path = registries.data_folder(self._home) / stored.file
+        codes = OpenSnapshot(path, stored.snapshot).codes(stored.columns[0][0])
+        listed = codes[registry.positions(codes) >= 0]
+        return len(self.cover(kind, k, registry, listed))
+
     def cover(self, kind: CoverKind, k: int | None, registry: Registry, customers: Codes) -> Cover:
         """The rows of a job with these customers; decoys are drawn once and kept for ever."""
         if kind is CoverKind.REGISTRY:
@@ -278,9 +292,12 @@ class Admission:
     def department_data(self, cover: Cover | None = None) -> DepartmentData:
         """The approved columns over the cover; rows without a record are missing.
 
-        cover: the bank's own one where the manifest's is not the whole registry.
+        cover: the bank's own one where the manifest's is not the whole registry, else None.
         """
         self._require(Role.DEPARTMENT)
+        if (cover is None) != (self.job.manifest.cover.kind is CoverKind.REGISTRY):
+            kind = self.job.manifest.cover.kind
+            raise IntegrityError(f"the approved cover is of kind {kind}, and there is another")
         rows = self.registry.positions(self._codes)
         place = np.full(len(self.registry), -1, np.int64)
         place[rows[rows >= 0]] = np.flatnonzero(rows >= 0)
@@ -289,8 +306,8 @@ class Admission:
             cover.require_on(self.registry)
             if cover.kind is not self.job.manifest.cover.kind:
                 raise IntegrityError(f"a cover of kind {cover.kind} is not the approved one")
-            if len(cover) > self.job.manifest.cover.rows:
-                raise IntegrityError(f"a cover of {len(cover)} rows is larger than approved")
+            if len(cover) != (approved := self.job.manifest.cover.rows):
+                raise IntegrityError(f"a cover of {len(cover)} rows, approved are {approved}")
             place, codes = place[cover.positions], codes[cover.positions]
         columns = [_lined_up(column, place) for column in self._columns()]
         return DepartmentData(columns, codes)
@@ -303,8 +320,9 @@ class Admission:
             raise RuntimeError("the platform has no cover")
         self._require(Role.BANK)
         cover = gate.cover(rule.kind, rule.decoys, self.registry, self._codes[self._listed])
-        if len(cover) > rule.rows:
-            raise Refused(f"a cover of {len(cover)} rows, approved are {rule.rows}")
+        if len(cover) != rule.rows:
+            what = f"a cover of {len(cover)} rows, approved are {rule.rows}"
+            raise Refused(what, party=self.job.me)
         return cover
 
     def bank_data(self) -> BankData:
@@ -352,11 +370,8 @@ class Admission:
 
     @cached_property
     def _codes(self) -> Codes:
-        return self._content().source.codes(self._key)
-
-    @property
-    def _key(self) -> str:
-        return next(name for name, kind in self._content().dataset.columns if kind == FieldType.KEY)
+        opened = self._content()
+        return opened.source.codes(opened.dataset.columns[0][0])  # the key stands first
 
     @property
     def _listed(self) -> NDArray[np.bool_]:

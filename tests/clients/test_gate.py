@@ -40,7 +40,7 @@ from federation.objects import (
     utc_text,
 )
 from federation.package import package_sha256
-from federation.registry import Registry, customers_cover
+from federation.registry import Registry, customers_cover, registry_cover
 from federation.tables import CategoryColumn, NumberColumn
 from federation.tasks import plan
 from tests.federation.parties import approve, make_approval, make_org
@@ -149,9 +149,10 @@ class World:
         parameters = changes.pop("parameters", ScorecardParameters(openings=1))
         cover = changes.pop("cover", CoverRule(rows=ROWS))
         customers_min = changes.pop("customers_min", 1000)
+        customers_max = changes.pop("customers_max", 1500)
         query, tokens, between = plan.plan(
             rows=cover.rows,
-            customers_max=1500,
+            customers_max=customers_max,
             bank_fields=1,
             department_fields={"tax": len(fields)},
             parameters=parameters,
@@ -184,7 +185,7 @@ class World:
             "parameters": parameters,
             "query": query,
             "limits": Limits(
-                customers_max=1500,
+                customers_max=customers_max,
                 customers_min=customers_min,
                 tokens=tokens,
                 tokens_between=between,
@@ -285,12 +286,14 @@ def test_the_bank_hands_out_its_customers_in_the_cover_s_order(world: World) -> 
 
 
 def test_a_cover_of_customers_only_is_a_part_of_the_registry(world: World) -> None:
-    job = world.manifest(cover=CoverRule(kind=CoverKind.CUSTOMERS, rows=1500))
+    rows = world.bank.gate.cover_rows("loans", CoverKind.CUSTOMERS)
+    job = world.manifest(cover=CoverRule(kind=CoverKind.CUSTOMERS, rows=rows), customers_max=rows)
     bank, tax = world.admit(world.bank, job), world.admit(world.tax, job)
     data, order = bank.bank_data(), np.sort(world.customers)
     assert (data.cover_rows, data.positions.tolist()) == (CUSTOMERS, list(range(CUSTOMERS)))
     np.testing.assert_array_equal(bank.cover.positions, order)
-    part, whole = tax.department_data(bank.cover), tax.department_data()
+    part = tax.department_data(bank.cover)
+    whole = world.admit(world.tax).department_data()
     np.testing.assert_array_equal(part.codes, CODES[order])
     np.testing.assert_array_equal(
         part.columns[0].values,  # type: ignore[union-attr]
@@ -313,11 +316,14 @@ def test_decoys_stay_the_same_over_jobs_and_restarts(world: World) -> None:
 
 def test_a_department_takes_no_other_cover_than_the_approved_kind(world: World) -> None:
     tax = world.admit(world.tax)
-    with pytest.raises(IntegrityError, match="not the approved one"):
+    with pytest.raises(IntegrityError, match="of kind registry"):
         tax.department_data(customers_cover(REGISTRY, CODES[:10]))
     job = world.manifest(cover=CoverRule(kind=CoverKind.CUSTOMERS, rows=1500))
-    with pytest.raises(IntegrityError, match="larger than approved"):
-        world.admit(world.tax, job).department_data(customers_cover(REGISTRY, CODES[:1501]))
+    for cover in (None, customers_cover(REGISTRY, CODES[:1501]), registry_cover(REGISTRY)):
+        with pytest.raises(IntegrityError, match="approved"):
+            world.admit(world.tax, job).department_data(cover)
+    with pytest.raises(Refused, match="1200 rows, approved are 1500"):
+        world.admit(world.bank, job).bank_data()
 
 
 def test_nobody_gets_what_another_role_gets(world: World) -> None:
