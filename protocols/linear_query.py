@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from hashlib import sha256
 
 import numpy as np
@@ -79,7 +79,7 @@ def _counts(**values: int) -> None:
 class MatrixCommitment:
     """Department to querier, before the first token: salted hash of layout and matrix."""
 
-    context: NDArray[np.uint8]  # 32 bytes: job, attempt, querier, matrix, joint seed
+    context: NDArray[np.uint8]  # 32 bytes: job, attempt, querier, matrix, joint seed, parameters
     digest: NDArray[np.uint8]  # 32 bytes
 
     def __post_init__(self) -> None:
@@ -233,6 +233,7 @@ class Department:
         )
         self.layout, self.parameters, self.name, self.querier = layout, parameters, name, querier
         self._coins = rlwe.JointCoins(joint_seed, manifest, attempt, querier, matrix)
+        self._context = _context_of(self._coins, parameters)
         self._randomness, self._answers, self._executor = randomness, answers, executor
         self._matrix_digest = _matrix_digest(layout, self._bins, self._integers)
         self._hint: NDArray[np.int64] | None = None
@@ -243,7 +244,7 @@ class Department:
         """The commitment that the querier must hold before the first token."""
         self._committed = True
         sealed = digest(labels.MATRIX_COMMITMENT, self.commitment_salt(), self._matrix_digest)
-        return MatrixCommitment(self._context(), np.frombuffer(sealed, np.uint8))
+        return MatrixCommitment(self._context, np.frombuffer(sealed, np.uint8))
 
     def commitment_salt(self) -> bytes:
         """What opens the commitment, for the auditors."""
@@ -394,12 +395,9 @@ class Department:
         sizes = (sha256(request.key.data).digest(), sha256(request.secrets.data).digest())
         return digest(self._matrix_digest, request.context.tobytes(), *shape, *sizes)
 
-    def _context(self) -> NDArray[np.uint8]:
-        return np.frombuffer(self._coins.context(), np.uint8)
-
     def _check_context(self, context: NDArray[np.uint8]) -> None:
-        if context.tobytes() != self._coins.context():
-            raise ProtocolError("the message belongs to another job, attempt, querier or matrix")
+        if context.tobytes() != self._context.tobytes():
+            raise ProtocolError(_FOREIGN)
 
     def _batch(self, number: int) -> BatchId:
         c = self._coins
@@ -446,6 +444,7 @@ class Bank:
         _require_same_job(randomness, manifest, attempt)
         self.rows, self.parameters, self.name = rows, parameters, name
         self._coins = rlwe.JointCoins(joint_seed, manifest, attempt, name, matrix)
+        self._context = _context_of(self._coins, parameters)
         self._randomness, self._spent, self._executor = randomness, spent, executor
         self._lanes: NDArray[np.float64] | None = None
         self._batches: list[_Batch] = []
@@ -470,7 +469,7 @@ class Bank:
         key_error = centred_binomial(self._stream(labels.OUTER_KEY_ERROR, number, tokens), OUTER)
         secrets = np.stack([self._secret(number, index) for index in range(tokens)])
         request = TokenRequest(
-            self._context(),
+            self._context,
             number,
             tokens,
             group,
@@ -577,7 +576,7 @@ class Bank:
             self.parameters.delta,
             self._executor,
         )
-        return Query(self._context(), number, index, pack(b, Q_BITS))
+        return Query(self._context, number, index, pack(b, Q_BITS))
 
     def _secret(self, number: int, index: int) -> NDArray[np.int8]:
         """s by (batch, index) alone, so that auditors derive it without labels."""
@@ -598,15 +597,20 @@ class Bank:
         c = self._coins
         return BatchId(c.manifest, c.attempt, c.querier, c.matrix, number).token(index)
 
-    def _context(self) -> NDArray[np.uint8]:
-        return np.frombuffer(self._coins.context(), np.uint8)
-
     def _check_context(self, context: NDArray[np.uint8]) -> None:
-        if context.tobytes() != self._coins.context():
-            raise ProtocolError("the message belongs to another job, attempt, querier or matrix")
+        if context.tobytes() != self._context.tobytes():
+            raise ProtocolError(_FOREIGN)
 
 
 # ------------------------------------------------------------------------------ helpers
+
+
+_FOREIGN = "the message belongs to another job, attempt, querier, matrix or parameter set"
+
+
+def _context_of(coins: rlwe.JointCoins, parameters: Parameters) -> NDArray[np.uint8]:
+    """What ties a message to its exchange: 32 bytes over the joint coins and all parameters."""
+    return np.frombuffer(digest(coins.context(), *astuple(parameters)), np.uint8)
 
 
 def _require_same_job(randomness: Randomness, manifest: bytes, attempt: int) -> None:
