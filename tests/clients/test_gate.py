@@ -23,9 +23,11 @@ from clients.sources import Source
 from clients.store import Reservation, Store
 from federation import fab
 from federation.catalogue import Dataset
+from federation.channel import in_process, run_in_process
 from federation.codes import code_for_row
 from federation.envelope import Envelope, sign
 from federation.errors import IntegrityError, LianmoError, RefusalCode, Refused
+from federation.ledger import Ledger
 from federation.objects import (
     CoverKind,
     CoverRule,
@@ -42,7 +44,10 @@ from federation.objects import (
 from federation.package import package_sha256
 from federation.registry import Registry, customers_cover, registry_cover
 from federation.tables import CategoryColumn, NumberColumn
-from federation.tasks import plan
+from federation.tasks import plan, scorecard
+from federation.tasks.cover import receive_cover, send_cover
+from federation.tasks.party import Party as Program
+from protocols.streams import Randomness
 from tests.federation.parties import approve, make_approval, make_org
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -626,3 +631,48 @@ def test_every_refusal_of_the_gate_is_of_one_class(world: World) -> None:
         world.tax.gate.admit(nothing, [], fab=b"", run_config={})
     assert isinstance(raised.value, Refused)
     assert raised.value.what == "the job is refused at the gate"
+
+
+def test_an_admitted_job_runs_and_counts_what_it_was_asked(world: World) -> None:
+    """Real data through both gates and the real books; a decoy cover, so every part takes part."""
+    cover = CoverRule(
+        kind=CoverKind.DECOY,
+        decoys=2,
+        rows=world.bank.gate.cover_rows("loans", CoverKind.DECOY, 2),
+    )
+    parameters = ScorecardParameters(openings=1, min_cohort=50)
+    job = world.manifest(cover=cover, parameters=parameters)
+    bank, tax = world.admit(world.bank, job), world.admit(world.tax, job)
+    channels = in_process(["bank_a", "tax"])
+
+    def party(org: str, store: Store) -> Program:
+        return Program(
+            me=org,
+            manifest=job,
+            attempt=0,
+            randomness=Randomness(org.encode().ljust(32), bytes.fromhex(job.digest()), 0),
+            channels=channels[org],
+            pair_seeds={},
+            ledger=Ledger(org, [line.entry() for line in job.disclosures]),
+            spent=store.spent,
+            answers=store.answers,
+        )
+
+    def bank_side() -> object:
+        me = party("bank_a", world.bank.store)
+        send_cover(me, bank.cover)
+        return scorecard.run_bank(me, bank.bank_data())
+
+    def tax_side() -> object:
+        me = party("tax", world.tax.store)
+        rows = receive_cover(me, tax.registry)
+        return scorecard.run_department(me, tax.department_data(rows))
+
+    found = run_in_process({"bank_a": bank_side, "tax": tax_side})
+    assert isinstance(found["bank_a"], scorecard.ScorecardResult)
+    before = world.tax.store.exposure.tokens("bank_a", "payments")
+    assert before == declared_tokens(job)
+    world.tax.gate.close(job.digest(), 0)
+    after = world.tax.store.exposure.tokens("bank_a", "payments")
+    assert 0 < after <= before
+    assert after == world.tax.store.answers.tokens(job.digest(), 0)
