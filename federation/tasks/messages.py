@@ -89,7 +89,8 @@ class WoeTables:
     kept: NDArray[np.uint8] = field(repr=False)  # (features,) 0 or 1
 
     def __post_init__(self) -> None:
-        if self.woe.ndim != 1 or self.kept.ndim != 1 or np.abs(self.woe).max(initial=0) > WOE_LIMIT:
+        wide = self.woe.astype(np.int64)
+        if wide.ndim != 1 or self.kept.ndim != 1 or np.abs(wide).max(initial=0) > WOE_LIMIT:
             raise ValueError("WOE tables beyond their limits")
         if self.kept.max(initial=0) > 1:
             raise ValueError("a feature takes part or not")
@@ -109,32 +110,45 @@ class Between:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Correlations:
-    """Department to bank: of its own kept features over its records, in hundredths."""
+    """Department to bank: of its own features over its records, in hundredths."""
 
     hundredths: NDArray[np.int8] = field(repr=False)  # (pairs,) j < l, row by row
 
     def __post_init__(self) -> None:
-        if (
-            self.hundredths.ndim != 1
-            or np.abs(self.hundredths.astype(np.int64)).max(initial=0) > 100
-        ):
+        wide = self.hundredths.astype(np.int64)
+        if wide.ndim != 1 or np.abs(wide).max(initial=0) > 100:
             raise ValueError("correlations beyond one")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Direction:
-    """Bank to department: coefficients of its kept features, or that no more is opened."""
+    """Bank to department: a direction to open, or that nothing more is opened.
 
-    is_open: bool
-    coefficients: NDArray[np.int8] = field(repr=False)  # (kept features,)
-    shift: int  # score = sum coefficient * WOE steps / 2^shift, in logits
+    Of one size whatever it says: score = sum coefficient * WOE steps / 2^shift, in logits.
+    """
+
+    open: NDArray[np.uint8]  # (1,) 1 if a score is to be sealed
+    coefficients: NDArray[np.int8] = field(repr=False)  # (features,)
+    shift: NDArray[np.int8]  # (1,)
 
     def __post_init__(self) -> None:
         wide = self.coefficients.astype(np.int64)
         if wide.ndim != 1 or np.abs(wide).max(initial=0) > DIRECTION_LIMIT:
             raise ValueError("a direction beyond 8 bits")
-        if abs(self.shift) > SHIFT_LIMIT:
+        if self.open.shape != (1,) or self.open[0] > 1:
+            raise ValueError("a score is to be sealed or not")
+        if self.shift.shape != (1,) or abs(int(self.shift[0])) > SHIFT_LIMIT:
             raise ValueError("a direction's scale is out of range")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a score is to be sealed."""
+        return bool(self.open[0])
+
+    @property
+    def scale(self) -> float:
+        """2^shift."""
+        return 2.0 ** int(self.shift[0])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

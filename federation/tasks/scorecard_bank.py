@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,8 +78,8 @@ from protocols.streams import Stream, digest
 Integers = NDArray[np.int64]
 
 MIN_OF_A_CLASS = 20  # training bads, and goods: below, no bin could hold ten of them on two sides
-# Log loss that an opening must be worth: a coefficient without any effect gains half of one.
-MIN_GAIN = 1.0
+# Log loss that an opening must be worth; a coefficient without any effect gains a half.
+MIN_GAIN = 0.25
 DIRECTION_SPREAD = 2.0  # logits: four standard deviations reach the default range
 
 
@@ -339,11 +339,14 @@ class _Bank:
                     coefficients, shift = fit.direction(step, DIRECTION_SPREAD)
                     going = bool(coefficients.any()) and fit.promise(gradient, step) >= MIN_GAIN / 2
                 for org in self.departments:
-                    mine = [i for i, one in enumerate(self.kept) if one.owner == org]
-                    count = len(mine) + 1
+                    sent = np.zeros(len(self.remote[org].definitions), np.int8)
+                    for i in self._places(org):
+                        sent[self._number(self.kept[i])] = coefficients[i] * going
+                    count = len(sent) + 1
                     party.ledger.reveal(party.me, org, What.DIRECTIONS, count, DIRECTION_BITS)
-                    sent = coefficients[mine] * going
-                    message = Direction(going, sent.astype(np.int8), shift * going)
+                    message = Direction(
+                        np.array([going], np.uint8), sent, np.array([shift * going], np.int8)
+                    )
                     party.channels[org].send("openings", message)
                 if going:
                     most = score_steps(self.parameters)
@@ -454,54 +457,47 @@ class _Bank:
         party, plan = self.party, self.plan.pairs
         if plan is None:
             return {}
-        places = {org: self._places(org) for org in plan.departments}
-        places = {org: at for org, at in places.items() if len(at) > 1}
-        if not places:
-            return {}
+        counts = {org: len(self.remote[org].definitions) for org in plan.departments}
         layouts = {
-            org: Layout(self.data.cover_rows, (), (plan.level**2,) * (len(at) * (len(at) - 1) // 2))
-            for org, at in places.items()
+            org: Layout(self.data.cover_rows, (), (plan.level**2,) * (n * (n - 1) // 2))
+            for org, n in counts.items()
         }
         querier = self._matrix(plan.parameters, PAIRS)
         self._fetch("curvature", querier, layouts, 1)
         vmax = plan.parameters.vmax
         v = fit.weights(vmax, self._stream("weights", 1))
         query = querier.query(self._spread(v))
-        for org in places:
+        for org in layouts:
             party.channels[org].send("curvature", query)
             party.ledger.reveal(party.me, org, What.QUERIES, 1, 0)
         self.tokens += 1
         found: dict[tuple[int, int], float] = {}
-        for org, at in places.items():
+        for org, layout in layouts.items():
             opened = querier.open(org, party.channels[org].receive("curvature", Answer))
-            self._reveal_sums(org, layouts[org].columns)
+            self._reveal_sums(org, layout.columns)
             rows = len(self.train)
-            check_opening(
-                layouts[org], opened, total=int(v.sum()), customers=rows, low=0, high=vmax
-            )
-            largest = [
-                max(int(np.abs(self.kept[i].groups.woe_of_bins()).max()), 1) * WOE_STEP / plan.level
-                for i in at
-            ]
-            pairs = [(a, b) for a in range(len(at)) for b in range(a + 1, len(at))]
-            for (a, b), value in zip(pairs, opened, strict=True):
-                scale = largest[a] * largest[b] / (4 * vmax)
-                found[at[a], at[b]] = float(value) * scale
+            check_opening(layout, opened, total=int(v.sum()), customers=rows, low=0, high=vmax)
+            for pair, a, b in self._kept_pairs(org):
+                largest = [
+                    max(int(np.abs(self.kept[i].groups.woe_of_bins()).max()), 1) for i in (a, b)
+                ]
+                scale = (WOE_STEP / plan.level) ** 2 * largest[0] * largest[1] / (4 * vmax)
+                found[a, b] = float(opened[pair]) * scale
         return found
 
     def _correlations(self) -> dict[tuple[int, int], float]:
         """Of departments with too many pairs for a query: over their own records."""
         found: dict[tuple[int, int], float] = {}
         for org in self.departments:
-            at = self._places(org)
-            if self.plan.has_pairs(org) or len(at) < 2:
+            features = len(self.remote[org].definitions)
+            if self.plan.has_pairs(org) or features < 2:
                 continue
             values = self.party.channels[org].receive("curvature", Correlations).hundredths
-            pairs = [(a, b) for i, a in enumerate(at) for b in at[i + 1 :]]
-            if len(values) != len(pairs):
+            if len(values) != features * (features - 1) // 2:
                 raise ProtocolError(f"{org} sent correlations of other features")
             self.party.ledger.reveal(org, self.party.me, What.POPULATION_COVARIANCE, len(values), 8)
-            found |= {pair: float(value) / 100 for pair, value in zip(pairs, values, strict=True)}
+            for pair, a, b in self._kept_pairs(org):
+                found[a, b] = float(values[pair]) / 100
         return found
 
     def _between(self) -> dict[tuple[int, int], float]:
@@ -545,9 +541,8 @@ class _Bank:
         """
         found: dict[tuple[int, int], float] = {}
         rows = sums[-1].astype(np.float64)  # that the querier knows, in each bin
-        names = [item.name for item in self.remote[querier].definitions]
         for i in self._places(querier):
-            j = names.index(self.kept[i].definition.name)
+            j = self._number(self.kept[i])
             x = sums[j].astype(np.float64)
             for other in self._places(queried):
                 one = self.kept[other]
@@ -630,10 +625,23 @@ class _Bank:
         )
         return draft(owner, definition, groups, min_iv)
 
+    def _number(self, one: Draft) -> int:
+        """Which of its department's features it is."""
+        return [d.name for d in self.remote[one.owner].definitions].index(one.definition.name)
+
     def _slice(self, one: Draft) -> slice:
         """Where a department's feature stands among the columns of its matrix."""
-        item = self.remote[one.owner]
-        return item.slices[[d.name for d in item.definitions].index(one.definition.name)]
+        return self.remote[one.owner].slices[self._number(one)]
+
+    def _kept_pairs(self, org: str) -> list[tuple[int, int, int]]:
+        """Of a department: which pair of all its features, and the two places among the kept."""
+        places = {self._number(self.kept[i]): i for i in self._places(org)}
+        every = combinations(range(len(self.remote[org].definitions)), 2)
+        return [
+            (number, places[a], places[b])
+            for number, (a, b) in enumerate(every)
+            if a in places and b in places
+        ]
 
     def _places(self, org: str) -> list[int]:
         """Which of the kept remote features are a department's."""

@@ -4,7 +4,7 @@ own part of the model. Read it beside `scorecard_bank.py`: the stages have the s
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -248,7 +248,7 @@ class _Department:
             done(1)
             if plan.has_pairs(party.me):
                 self._pairs()
-            elif self.kept.sum() > 1:
+            elif len(self.definitions) > 1:
                 self._correlations()
             done(2)
             for item in plan.between:
@@ -261,7 +261,6 @@ class _Department:
         """Seal the rounded score of every direction that the bank chooses."""
         party, parameters = self.party, self.parameters
         most = score_steps(parameters)
-        kept = [j for j in range(len(self.definitions)) if self.kept[j]]
         # Drawn without job and attempt: the same score is rounded the same way for ever.
         always = Randomness(party.randomness.master, b"", 0)
         secret = always.key(labels.ROUNDING_SECRET)
@@ -271,22 +270,22 @@ class _Department:
                     self._reveal_sums(self.columns)
                     self._answer("openings", self.owner, 1)
                 direction = self.channel.receive("openings", Direction)
-                if len(direction.coefficients) != len(kept):
-                    raise ProtocolError("a direction of other features than take part")
-                count = len(kept) + 1
+                if len(direction.coefficients) != len(self.definitions):
+                    raise ProtocolError("a direction of other features than this party has")
+                count = len(self.definitions) + 1
                 party.ledger.reveal(self.bank, party.me, What.DIRECTIONS, count, DIRECTION_BITS)
                 if direction.is_open:
                     score = np.zeros(self.data.rows, np.int64)
-                    for j, c in zip(kept, direction.coefficients.astype(np.int64), strict=True):
+                    for j, c in enumerate(direction.coefficients.astype(np.int64)):
                         score += (c * self.woe[j])[self.bins[j]]
                     of_these = digest(
                         labels.DIRECTION_DIGEST,
                         direction.coefficients.tobytes(),
-                        direction.shift,
-                        *(self.woe[j].tobytes() for j in kept),
+                        direction.shift.tobytes(),
+                        *(woe.tobytes() for woe in self.woe),
                     )
                     steps = sealed.round_scores(
-                        score / 2.0**direction.shift,
+                        score / direction.scale,
                         float(parameters.resolution),
                         self.data.codes,
                         of_these,
@@ -435,18 +434,14 @@ class _Department:
         return quantise(numerators[self.bins[feature]], denominator, stream)
 
     def _pairs(self) -> None:
-        """Products of its kept features, summed by the bank's weights: one query."""
-        plan = self.plan.pairs
-        kept = np.flatnonzero(self.kept)
-        if plan is None or len(kept) < 2:
-            return
-        levels = [self._rounded(int(j), plan.level, PAIRS).astype(np.int32) for j in kept]
-        products = np.empty((len(kept) * (len(kept) - 1) // 2, self.data.rows), np.int32)
-        at = 0
-        for a in range(len(kept)):
-            for b in range(a + 1, len(kept)):
-                np.multiply(levels[a], levels[b], out=products[at])
-                at += 1
+        """Products of its features, summed by the bank's weights: one query."""
+        plan, features = self.plan.pairs, len(self.definitions)
+        if plan is None:
+            raise RuntimeError("no products are planned")
+        levels = [self._rounded(j, plan.level, PAIRS).astype(np.int32) for j in range(features)]
+        products = np.empty((features * (features - 1) // 2, self.data.rows), np.int32)
+        for at, (a, b) in enumerate(combinations(range(features), 2)):
+            np.multiply(levels[a], levels[b], out=products[at])
         layout = Layout(self.data.rows, (), (plan.level**2,) * len(products))
         no_bins = np.empty((0, self.data.rows), np.uint8)
         owner = self._matrix(layout, no_bins, products, plan.parameters, self.bank, PAIRS)
@@ -455,15 +450,15 @@ class _Department:
         self._answer("curvature", owner, 1)
 
     def _correlations(self) -> None:
-        """Too many pairs for a query: how its kept features go together over its own records."""
+        """Too many pairs for a query: how its features go together over its own records."""
         known = self._recorded()
-        kept = [int(j) for j in np.flatnonzero(self.kept)]
-        woe = np.stack([self.woe[j][self.bins[j][known]] for j in kept]).astype(np.float64)
+        levels = [woe[bins[known]] for woe, bins in zip(self.woe, self.bins, strict=True)]
+        woe = np.stack(levels).astype(np.float64)
         spread = woe.std(axis=1)
         centred = woe - woe.mean(axis=1, keepdims=True)
         matrix = centred @ centred.T / max(woe.shape[1], 1)
         matrix /= np.maximum(np.multiply.outer(spread, spread), 1e-9)
-        upper = matrix[np.triu_indices(len(kept), 1)]
+        upper = matrix[np.triu_indices(len(woe), 1)]
         values = np.clip(np.rint(100 * upper), -100, 100).astype(np.int8)
         self.party.ledger.reveal(
             self.party.me, self.bank, What.POPULATION_COVARIANCE, len(values), 8
@@ -488,7 +483,9 @@ class _Department:
             if j == features:
                 v = known.astype(np.int64)
             elif self.kept[j]:
-                v = np.where(known, self._rounded(j, BETWEEN_LEVEL, between_name(party.me, peer)), 0)
+                v = np.where(
+                    known, self._rounded(j, BETWEEN_LEVEL, between_name(party.me, peer)), 0
+                )
                 numerators, denominator = self._levels(j, BETWEEN_LEVEL)
                 exact = (numerators[self.bins[j][known]] / denominator) ** 2
                 squares[j] = round(float(exact.sum()))
