@@ -50,6 +50,7 @@ _OPTIONS = (
 _TICK_S = 0.1
 _CONNECT_S = 10.0
 _BACKOFF_S = (0.1, 2.0)
+_TAKEN_OVER_S = 5.0  # two processes with one identity must not push each other out all the time
 _REMEMBERED = 1024  # closed channels of which a late peer is told that they are
 
 
@@ -194,16 +195,17 @@ class RelayClient:
         shortest, longest = _BACKOFF_S
         delay = shortest
         while True:
-            before = self.connections
+            before, code = self.connections, None
             try:
                 async with grpc.aio.secure_channel(
                     self._relay.address, credentials, options=_OPTIONS
                 ) as channel:
                     await asyncio.wait_for(channel.channel_ready(), _CONNECT_S)
-                    await self._serve(channel.stream_stream(METHOD)())
+                    code = await self._serve(channel.stream_stream(METHOD)())
             except TimeoutError:
                 self._reason = "it does not answer, or does not accept this node's certificate"
             except grpc.aio.AioRpcError as error:
+                code = error.code()
                 self._reason = f"{error.code().name.lower()}: {error.details()}"
             except ProtocolError:
                 self._reason = "it sent a malformed frame"
@@ -212,10 +214,13 @@ class RelayClient:
                 self._outgoing = None
             log.info("relay connection lost", extra={"reason": self._reason})
             delay = shortest if self.connections > before else min(2 * delay, longest)
+            if code is grpc.StatusCode.ABORTED:  # this organisation connected from elsewhere
+                log.warning("relay connection taken over by another process with this identity")
+                delay = _TAKEN_OVER_S
             # Spread out, or all nodes of a city come back in the same instant.
             await asyncio.sleep(delay * (0.5 + secrets.randbelow(1000) / 1000))
 
-    async def _serve(self, call: grpc.aio.StreamStreamCall) -> None:
+    async def _serve(self, call: grpc.aio.StreamStreamCall) -> grpc.StatusCode:
         self._outgoing = asyncio.Queue()
         writer = asyncio.create_task(self._write(call, self._outgoing))
         try:
@@ -224,7 +229,9 @@ class RelayClient:
                 self._welcomed()
             while (data := await call.read()) is not grpc.aio.EOF:
                 self._dispatch(Frame.decode(data))
-            self._reason = f"{(await call.code()).name.lower()}: {await call.details()}"
+            code: grpc.StatusCode = await call.code()
+            self._reason = f"{code.name.lower()}: {await call.details()}"
+            return code
         finally:
             writer.cancel()
             call.cancel()

@@ -73,7 +73,7 @@ class Line:
         self._probed_at = self._moved_at = time.monotonic()
         # receiving
         self._received = self._consumed = self._owed = 0
-        self._inbox: deque[bytes] = deque()
+        self._inbox: deque[bytes | memoryview] = deque()
         self._inbox_bytes = 0
         self._messages: deque[bytes] = deque()
         self._message_bytes = 0
@@ -142,13 +142,14 @@ class Line:
         deadline = time.monotonic() + self._config.start_timeout_s
         with self._state:
             self._require_open()
+            self._raise_failure()
             while not self._established:
-                self._raise_failure()
                 try:
                     self._wait(deadline)
                 except TimeoutError:
                     what = f"did not open the channel within {self._config.start_timeout_s:.0f} s"
                     raise self._lost(what) from None
+                self._raise_failure()
 
     def _send_piece(self, piece: bytes | memoryview) -> None:
         self._wait_for_credit()
@@ -287,15 +288,13 @@ class Line:
 
     def _accept(self, frame: Frame) -> None:
         expected, size = self._received + 1, len(frame.payload)
-        if isinstance(self._failure, IntegrityError):
-            return
         if frame.number > expected:
             self._tell_gap()
         if frame.number != expected or self._inbox_bytes + size > 2 * WINDOW:
             return  # a duplicate, later than a lost one, or of a peer that ignores its credit
         self._received = expected
-        if self._closing:
-            self._consumed = expected
+        if self._closing or isinstance(self._failure, IntegrityError):
+            self._consumed = expected  # read by nobody, but the peer need not keep it
             self._acknowledge()
             return
         self._inbox.append(frame.payload)
@@ -310,7 +309,7 @@ class Line:
             self._gap_told_at = (self._received, now)
             self._introduce()
 
-    def _next_of_inbox(self) -> bytes:
+    def _next_of_inbox(self) -> bytes | memoryview:
         payload = self._inbox.popleft()
         self._inbox_bytes -= len(payload)
         self._consumed += 1

@@ -72,7 +72,7 @@ class TlsSession:
         self._reader = _Reader(self._tls, max_message_bytes)
         self._records = 0
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | memoryview) -> None:
         """Ciphertext from the peer."""
         self._incoming.write(data)
 
