@@ -18,6 +18,7 @@ ROW_KEY_TAG = b"lianmo/v1/row-key-tag"
 # row keys by set OPRF (protocols/set_oprf.py and the modules that it names)
 SET_OPRF_CONTEXT = b"lianmo/v1/set-oprf/context"
 SET_OPRF_HELLO = b"lianmo/v1/set-oprf/hello"
+SET_OPRF_IDENTITY = b"lianmo/v1/set-oprf/identity"
 SET_OPRF_REPLY = b"lianmo/v1/set-oprf/reply"
 SET_OPRF_SESSION = b"lianmo/v1/set-oprf/session"
 SET_OPRF_DELTA = b"lianmo/v1/set-oprf/delta"

@@ -1,16 +1,19 @@
 """`python -m protocols.warm` compiles every kernel once into numba's cache on disk.
 
 An installation runs it once; processes that start together then load the kernels instead of
-compiling them side by side. It runs one small linear query, with both kinds of column.
+compiling them side by side. It runs one small linear query, with both kinds of column, and one set
+OPRF.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from protocols import set_oprf
 from protocols.books import MemoryAnswerBook, MemorySpentBook
 from protocols.linear_query import Bank, Department
 from protocols.parameters import Layout, choose_parameters
+from protocols.row_key_books import Attempt, MemoryAttemptBook, MemoryReplyBook
 from protocols.streams import SEED_BYTES, Randomness
 
 
@@ -48,6 +51,16 @@ def warm() -> None:
     department.commit()
     bank.accept_tokens("department", layout, department.grant_tokens(bank.request_tokens()))
     bank.open("department", department.answer(bank.query(np.ones(100, np.int64))))
+    _warm_set_oprf()
+
+
+def _warm_set_oprf() -> None:
+    attempt = Attempt("bank", "department", bytes(32), set_oprf.approved_size(1), 0)
+    codes, secret = np.array([b"1"]), bytes(set_oprf.SECRET_BYTES)
+    department = set_oprf.Department(attempt, codes, secret, MemoryAttemptBook())
+    bank = set_oprf.Bank(attempt, codes, codes, secret, MemoryReplyBook())
+    department.accept(bank.reply(department.hello())).row_keys(codes)
+    bank.finalize()
 
 
 if __name__ == "__main__":
