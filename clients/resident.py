@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from clients.coordinator_client import CoordinatorClient, platform_of
@@ -34,6 +35,7 @@ from federation.tasks.party import Party
 log = logging.getLogger(__name__)
 
 REGISTER_S = 5.0  # between two attempts to reach the coordinator at the start
+LEAVE_S = 3.0  # at the end, for messages that peers have not taken yet
 REFRESH_S = 60.0  # our card is shown again: after a restart from a backup the coordinator forgot
 
 
@@ -73,7 +75,7 @@ def serve(
         _only_one(home),
         contextlib.closing(Store.open(home.database_url)) as store,
         CoordinatorClient(home, retry_s=1.0) as client,
-        _relay(home) as relay,
+        _linked(_relay(home)) as relay,
     ):
         _on_signals(stopped.set)
         node_id = _register(home, client, stopped)
@@ -82,7 +84,7 @@ def serve(
         runner = Runner(
             home,
             gate=gate(home, store) if gate else Gate(home, store, _now),
-            program=program or _installed_program,
+            program=program or partial(_installed_program, home),
             relay=relay,
             coordinator=client,
             books=(store.spent, store.answers),
@@ -138,11 +140,11 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _installed_program(party: Party, admission: Admission) -> Outcome:
+def _installed_program(home: Home, party: Party, admission: Admission) -> Outcome:
     """The manifest's task; its imports are too heavy for a start."""
     from clients.tasks import run_task
 
-    return run_task(party, admission)
+    return run_task(home, party, admission)
 
 
 def _sha256(data: bytes) -> str:
@@ -162,6 +164,18 @@ def _relay(home: Home) -> RelayClient:
     )
     server = RelayServer(home.config.relay_address, trust.tls_ca(platform_of(trust)))
     return RelayClient(own, Peers(home), server, config)
+
+
+@contextlib.contextmanager
+def _linked(relay: RelayClient) -> Iterator[RelayClient]:
+    """Connected to the relay; at the end, what was sent gets a moment to be taken."""
+    relay.start()
+    try:
+        yield relay
+    finally:
+        leaving = threading.Thread(target=relay.close, daemon=True)
+        leaving.start()
+        leaving.join(LEAVE_S)
 
 
 def _register(home: Home, client: CoordinatorClient, stopped: threading.Event) -> int | None:

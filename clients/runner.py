@@ -288,7 +288,9 @@ class Runner:
         state, code = _coarse(error, attempt.stop.is_set())
         reference = secrets.token_hex(4)
         about = job.ids | {"stage": job.stage, "reference": reference, "code": code}
-        if isinstance(error, LianmoError | ProtocolError):
+        if state == "stopped":  # whatever the program said when its channels were cut
+            log.info("attempt stopped", extra=about)
+        elif isinstance(error, LianmoError | ProtocolError):
             log.error("attempt ended", extra=about | {"reason": str(error)})
         else:
             log.error("attempt ended", extra=about, exc_info=error)
@@ -329,6 +331,7 @@ class _Job:
         self.channels: dict[str, Channel] = {}
         self._party: Party | None = None
         self._began = time.monotonic()
+        self._once, self._is_told = threading.Lock(), False
         # On disk before anything is drawn from it: after a crash it says that this attempt was
         # begun, and the replay audit needs it (PROTOCOLS.md section 6).
         self._seed = secrets.token_bytes(SEED_BYTES)
@@ -378,6 +381,10 @@ class _Job:
 
     def tell_others(self, code: str) -> None:
         """This party's last word on every channel; who does not take it in time goes without."""
+        with self._once:
+            if self._is_told:
+                return
+            self._is_told = True
 
         def tell(channel: Channel) -> None:
             try:

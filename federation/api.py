@@ -32,7 +32,7 @@ PROBLEM_TYPE = "application/problem+json"
 MAX_BODY_BYTES = 2 << 20  # an envelope has at most 1.5 MiB
 MAX_WAIT_S = 25.0  # long polls end before the clients' read timeout of 30 s
 TRAIN = "train"  # the one message type between ServerApp and node
-TRAIN_HOLD_S = 8.0  # a node answers `running` after so long
+TRAIN_HOLD_S = 5.0  # a node answers `running` after so long
 
 T = TypeVar("T")
 

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 TEND_S = 1.0
 SPARES_EVERY = 3  # tends
-STOP_S = 5
+STOP_S = 2
 
 
 class Admitted:
@@ -151,8 +151,7 @@ class Coordinator:
             await run_in_threadpool(self.governance.restore)
             relay = ""
             if self.relay is not None:
-                self.relay.spawn()
-                relay = await run_in_threadpool(self.relay.wait_ready)
+                relay = await run_in_threadpool(self.relay.start)
             servers = self._servers()
             serving = [
                 asyncio.create_task(servers[0].serve([public])),
@@ -203,26 +202,34 @@ class Coordinator:
         return Server(public), Server(loopback)
 
     async def _tend(self) -> None:
-        """Follow the trust folder, the jobs and the child processes."""
+        """Follow the trust folder, the jobs and the child processes, whatever happens to one."""
         count = 0
         while True:
-            if await run_in_threadpool(self.admitted.refresh):
-                trust = self.admitted.trust
-                self.tls.trust(trust.tls_ca(org) for org in trust)
-                await run_in_threadpool(self.governance.publish_membership)
-                log.info("trust changed", extra={"organisations": len(trust)})
-            await run_in_threadpool(self.governance.tend)
+            for chore in (self._follow_trust, self.governance.tend, self._keep_relay):
+                await self._chore(chore)
             if count % SPARES_EVERY == 0:
-                await run_in_threadpool(self.launcher.tend)
-            if self.relay is not None and not self.relay.is_alive():
-                log.error("relay ended, starting it again")
-                self.relay.spawn()
-                try:
-                    await run_in_threadpool(self.relay.wait_ready)
-                except Unavailable as error:
-                    log.error("relay not started", extra={"reason": error.what})
+                await self._chore(self.launcher.tend)
             count += 1
             await asyncio.sleep(TEND_S)
+
+    async def _chore(self, chore: Callable[[], None]) -> None:
+        try:
+            await run_in_threadpool(chore)
+        except Exception:
+            # one job or file that makes trouble must not stop the others from being looked after
+            log.exception("chore failed", extra={"chore": chore.__name__})
+
+    def _follow_trust(self) -> None:
+        if self.admitted.refresh():
+            trust = self.admitted.trust
+            self.tls.trust(trust.tls_ca(org) for org in trust)
+            self.governance.publish_membership()
+            log.info("trust changed", extra={"organisations": len(trust)})
+
+    def _keep_relay(self) -> None:
+        if self.relay is not None and not self.relay.is_alive():
+            log.error("relay ended, starting it again")
+            self.relay.start()
 
     def _close(self) -> None:
         self.launcher.close()

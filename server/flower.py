@@ -32,6 +32,7 @@ os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 os.environ["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] = "1"
 
+from fastapi import HTTPException  # Flower translates this one, not its base
 from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, SUPERLINK_NODE_ID, Status
 from flwr.common.serde import fab_to_proto
 from flwr.proto.control_pb2 import RegisterNodeRequest, StartRunRequest
@@ -52,7 +53,6 @@ from flwr.superlink.servicer.control import control_handlers
 from flwr.superlink.servicer.fleet import fleet_handlers as fleet
 from flwr.superlink.servicer.runtime import runtime_handlers as runtime
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # no stubs
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -238,8 +238,10 @@ class FlowerApi:
             raise HTTPException(400) from None
         request.state.protobuf_request = message
         is_pull = path.endswith("/pull-messages")
-        if is_pull and not await self.inbox.wait(caller, request.receive, self.hold_s):
-            return Response(status_code=499)
+        if is_pull:  # who is not who it says is not held, but refused at once
+            await self.in_worker(self.authenticate, request)
+            if not await self.inbox.wait(caller, request.receive, self.hold_s):
+                return Response(status_code=499)
         count = self.inbox.count
         result = await self.in_worker(self.call, self.routes[path], request, message)
         content = result.SerializeToString()
@@ -260,6 +262,10 @@ class FlowerApi:
 
     def check_caller(self, request: Request, caller: str) -> None:
         """Refuse, before the body is read, who may not call at all."""
+
+    def authenticate(self, request: Request) -> Any:
+        """Prove the caller by Flower's own rule, or raise (in the worker thread)."""
+        raise NotImplementedError
 
     def call(self, handler: Handler, request: Request, message: Any) -> Any:
         """Authenticate the caller, then run the handler (in the worker thread)."""
@@ -319,8 +325,11 @@ class FleetApi(FlowerApi):
         if not key or not self._owns(request.scope, key):
             raise HTTPException(401)
 
-    def call(self, handler: Handler, request: Request, message: Any) -> Any:
+    def authenticate(self, request: Request) -> None:
         authenticate_node(request)
+
+    def call(self, handler: Handler, request: Request, message: Any) -> Any:
+        self.authenticate(request)
         return handler(message, self.linkstate)
 
 
@@ -359,15 +368,15 @@ class RuntimeApi(FlowerApi):
         await response(scope, receive, send)
 
     async def _report(self, request: Request) -> Response:
-        task = await self.in_worker(self._task, request)
+        task = await self.in_worker(self.authenticate, request)
         await self._on_report(task.run_id, await read_body(request))
         return Response(status_code=204)
 
-    def _task(self, request: Request) -> Any:
+    def authenticate(self, request: Request) -> Any:
         return authenticate_task(request, request.headers.get(TASK_TOKEN_HEADER), self.linkstate)
 
     def call(self, handler: Handler, request: Request, message: Any) -> Any:
-        return handler(message, self.linkstate, self._task(request))
+        return handler(message, self.linkstate, self.authenticate(request))
 
 
 async def not_found(scope: Scope, receive: Receive, send: Send) -> None:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from federation.errors import Unavailable
@@ -114,9 +115,17 @@ class RelayProcess:
         )
         self._address, self._log_file = address, log_file
         self._process: subprocess.Popen[bytes] | None = None
+        self._starter = ThreadPoolExecutor(1, "relay-starter")
 
-    def spawn(self) -> None:
-        """Start it. From the main thread only: the kernel ends it with the thread that did."""
+    def start(self) -> str:
+        """Start it; the address that it took. Raises Unavailable if it does not come up.
+
+        In a thread that lives as long as this object: the kernel ends the child with the thread
+        that started it (server/bound.py).
+        """
+        return self._starter.submit(self._start).result()
+
+    def _start(self) -> str:
         with self._log_file.open("ab") as errors:
             self._process = subprocess.Popen(  # noqa: S603 - our own module
                 [sys.executable, "-m", "server.bound", "server.relay", *self._arguments],
@@ -125,8 +134,9 @@ class RelayProcess:
                 stderr=errors,
                 env=os.environ | {"GRPC_VERBOSITY": "NONE"},
             )
+        return self._wait_ready()
 
-    def wait_ready(self) -> str:
+    def _wait_ready(self) -> str:
         """The address that it took; raises Unavailable if it does not come up."""
         line = _first_line(self._process, RELAY_START_S) if self._process is not None else b""
         if not line:

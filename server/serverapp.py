@@ -24,9 +24,9 @@ from federation.api import TRAIN, TRAIN_HOLD_S, RunReport, TrainOrder, TrainRepl
 
 log = logging.getLogger(__name__)
 
-REPEAT_S = TRAIN_HOLD_S + 12.0  # no answer for so long: ask again
+REPEAT_S = TRAIN_HOLD_S + 4.0  # no answer for so long: ask again
 AWAY_S = 2.0  # between two messages to a node that Flower says is away
-GRACE_S = 30.0  # for the others' last words, once one party has failed
+GRACE_S = 5.0  # for the others' last words, once one has failed: it has told them, or is lost
 
 app = ServerApp()
 

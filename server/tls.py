@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 CERTIFICATE_KEY = "lianmo.certificate"  # DER of the peer's leaf, in the scope
 
@@ -31,6 +31,15 @@ class CertificateProtocol(HttpToolsProtocol):
         tls = transport.get_extra_info("ssl_object")
         certificate = tls.getpeercert(True) if tls is not None else None
         self.app = _WithCertificate(self.app, certificate)
+
+    def shutdown(self) -> None:
+        """At the end: an idle connection is cut. A close in TLS waits for the peer's good-bye, and
+        a pooled connection that nobody reads says none."""
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is None or cycle.response_complete:
+            self.transport.abort()
+        else:
+            super().shutdown()
 
 
 class _WithCertificate:

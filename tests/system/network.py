@@ -18,7 +18,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from clients.coordinator_client import CoordinatorClient
+import httpx
+
+from clients.coordinator_client import CoordinatorClient, tls_context
 from clients.home import Home
 from federation.api import JobDetail
 from federation.envelope import Envelope, sign
@@ -37,6 +39,7 @@ class Network:
         self.folder = folder
         self.port, self.runtime_port, self.relay_port = free_ports(3)
         self.processes: dict[str, subprocess.Popen[str]] = {}
+        self._clients: list[httpx.Client] = []
         for code, (org, kind) in zip(CODES, KINDS.items(), strict=True):
             Home.create(
                 folder / org,
@@ -63,6 +66,17 @@ class Network:
     def client(self, org: str) -> Iterator[CoordinatorClient]:
         with CoordinatorClient(self.home(org), retry_s=5) as client:
             yield client
+
+    def raw(self, org: str) -> httpx.Client:
+        """An HTTP client with an organisation's certificate and nothing else; closed at the end."""
+        client = httpx.Client(
+            base_url=f"https://127.0.0.1:{self.port}",
+            verify=tls_context(self.home(org)),
+            timeout=30,
+            headers={"content-type": "application/x-protobuf"},
+        )
+        self._clients.append(client)
+        return client
 
     # --- processes
 
@@ -105,6 +119,8 @@ class Network:
         return _finish(process)
 
     def close(self) -> None:
+        for client in self._clients:
+            client.close()
         for process in reversed(self.processes.values()):
             process.terminate()
         for process in self.processes.values():
