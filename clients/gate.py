@@ -32,7 +32,15 @@ from federation.checks import ApprovedJob, check_job
 from federation.codes import Codes
 from federation.envelope import Envelope
 from federation.errors import IntegrityError, LianmoError, NotFound, RefusalCode, Refused
-from federation.objects import CoverKind, JobManifest, JobParty, Role
+from federation.objects import (
+    Approval,
+    CoverKind,
+    Decision,
+    JobManifest,
+    JobParty,
+    Role,
+    Usage,
+)
 from federation.package import package_sha256
 from federation.registry import (
     Cover,
@@ -111,10 +119,8 @@ class Gate:
         attempt: int,
     ) -> Admission:
         trust, now, me = self._home.trust(), self._now(), self._home.org
-        job = check_job(
-            manifest, self._all_words(manifest, approvals), trust, now,
-            me=me, package_sha256=package_sha256(),
-        )  # fmt: skip
+        words = self._all_words(manifest, approvals, trust, now)
+        job = check_job(manifest, words, trust, now, me=me, package_sha256=package_sha256())
         bundles.require_same(job.manifest, fab, dict(run_config))
         require_declared(job.manifest)
         registry = registries.current(self._home, self._store)
@@ -127,12 +133,35 @@ class Gate:
         salt = self._reserve(job, party, attempt, now)
         return Admission(job, attempt, party, registry, salt, _Opened(source, dataset, entry), self)
 
-    def _all_words(self, manifest: Envelope, given: Sequence[Envelope]) -> list[Envelope]:
-        """What was given and what this node has seen itself: a withdrawal cannot be held back."""
+    def _all_words(
+        self, manifest: Envelope, given: Sequence[Envelope], trust: TrustStore, now: datetime
+    ) -> list[Envelope]:
+        """What was given, and every refusal or withdrawal that this node ever saw.
+
+        So whoever carries the messages cannot take one back by not delivering it the next time.
+        """
         digest = hashlib.sha256(manifest.payload).hexdigest()
+        for envelope in given:
+            try:
+                word = trust.verify(envelope, Approval, Usage.APPROVE, now)
+            except LianmoError:
+                continue  # the check of the job says why
+            if word.object.manifest == digest and word.object.decision is not Decision.APPROVE:
+                self._store.jobs.put_approval(
+                    word.digest, digest, word.org, envelope.to_json(), now
+                )
         seen = [Envelope.from_json(data) for data in self._store.jobs.approvals(digest)]
-        known = {(word.payload_type, word.payload) for word in given}
-        return [*given, *(word for word in seen if (word.payload_type, word.payload) not in known)]
+        known = {envelope.payload for envelope in given}
+        return [
+            *given,
+            *(
+                envelope
+                for envelope in seen
+                if envelope.payload not in known
+                # an approval that has run out would outweigh the one that took its place
+                and envelope.unverified(Approval).decision is not Decision.APPROVE
+            ),
+        ]
 
     def _dataset(
         self, manifest: JobManifest, party: JobParty, trust: TrustStore, now: datetime

@@ -230,6 +230,10 @@ class _Reading:
             if name and not FIELD_NAME.match(name):
                 what = "a name has 1 to 64 characters and no spaces; change it with --rename"
                 self.problems.add(0, f"{place + 1}", what)
+        for place, name in list(names.items()):
+            if self.before and name and name not in self.before:
+                self.notes.append(f"column {name} is new: left out; add the dataset again for it")
+                del names[place]
         for name, count in Counter(names.values()).items():
             if name and count > 1:
                 self.problems.add(0, name, f"the name stands {count} times in the header")
@@ -741,9 +745,13 @@ class OpenSnapshot:
         todo = "read its source again with `lianmo data refresh`"
         if not path.is_file():
             raise IntegrityError("the dataset's snapshot is gone", todo=todo)
-        if _file_digest(path) != digest:
+        # Held open: a running job keeps its data when the dataset is refreshed or removed.
+        self._file = pa.OSFile(str(path), "rb")
+        found = hashlib.sha256()
+        while block := self._file.read(1 << 20):
+            found.update(block)
+        if found.hexdigest() != digest:
             raise IntegrityError("the dataset's snapshot was changed on disk", todo=todo)
-        self._path = path
 
     def codes(self, key: str) -> Codes:
         """The credit codes, in the order of the rows; shape (rows,), S18."""
@@ -775,4 +783,4 @@ class OpenSnapshot:
         return cells.astype(np.uint8)
 
     def _column(self, name: str) -> pa.ChunkedArray:
-        return pq.read_table(self._path, columns=[name]).column(0)
+        return pq.ParquetFile(self._file).read(columns=[name]).column(0)

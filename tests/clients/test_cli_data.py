@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -18,7 +19,7 @@ from clients import datasets
 from clients.cli import main
 from clients.home import Home
 from clients.sources import Source
-from clients.store import opened
+from clients.store import Store, opened
 from federation.catalogue import CATALOGUE_USAGE, Dataset
 from federation.codes import code_for_row
 from federation.envelope import Envelope
@@ -52,18 +53,26 @@ class Shell:
         return {p.name for p in folder.iterdir() if not p.name.startswith(("registry-", ".lock"))}
 
 
-@pytest.fixture
-def lianmo(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Shell:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new home, made once and copied for each test."""
     home = Home.create(
-        tmp_path / "tax",
+        tmp_path_factory.mktemp("made") / "tax",
         org="tax",
         kind="department",
         name="税务局",
         uscc="91310115Y71126484T",
         region="济宁市",
     )
+    Store.open(home.database_url).close()
+    return home.path
+
+
+@pytest.fixture
+def lianmo(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Shell:
+    home = Home.open(Path(shutil.copytree(made, tmp_path / "tax")), environment={})
     monkeypatch.setenv("LIANMO_HOME", str(home.path))
     return Shell(home, capsys)
 
@@ -310,6 +319,13 @@ def test_a_wrong_description_changes_nothing(payments: Shell, options: tuple[str
 def test_refreshed_data_keep_the_description(payments: Shell, tmp_path: Path) -> None:
     words(payments)
     payments("catalogue", "set", "payments", "--level", "paid=L2")
+    before = payments.json("data", "show", "payments")["columns"]
+    path = table(tmp_path)
+    header, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([f"new,{header}", *(f"1,{row}" for row in rows)]))
+    payments("data", "refresh", "payments")
+    assert "column new is new: left out" in payments.err
+    assert payments.json("data", "show", "payments")["columns"] == before
     payments("data", "refresh", "payments", "--as-of", "2026-11-20")
     entry = sign(payments)
     assert (entry.field("paid").level, entry.as_of) == ("L2", "2026-11-20")

@@ -402,6 +402,31 @@ def test_another_release_is_refused(world: World, caplog: pytest.LogCaptureFixtu
     refused(world, caplog, RefusalCode.CONSENT_INVALID, "another release", job)
 
 
+def test_a_forged_withdrawal_does_not_stop_a_job_for_good(world: World) -> None:
+    word = make_approval("tax", world.job.digest(), decision=Decision.WITHDRAW, nonce="1" * 32)
+    forged = CITY.sign(word, Usage.APPROVE)
+    with pytest.raises(Refused):
+        world.admit(world.tax, approvals=[*world.approvals(world.job), forged])
+    world.admit(world.tax)
+
+
+def test_an_approval_that_ran_out_gives_way_to_a_newer_one(world: World) -> None:
+    digest = world.job.digest()
+    times = {"valid_from": utc_text(NOW - timedelta(days=2)), "valid_until": utc_text(NOW)}
+    old = make_approval("tax", digest, created=utc_text(NOW - timedelta(hours=1)), **times)
+    kept = world.tax.sign(old, Usage.APPROVE).to_json()
+    world.tax.store.jobs.put_approval(old.digest(), digest, "tax", kept, NOW)
+    world.admit(world.tax)
+
+
+def test_a_running_job_keeps_its_data_when_the_dataset_is_removed(world: World) -> None:
+    admission = world.admit(world.tax)
+    datasets.remove(world.tax.home, world.tax.store, "payments")
+    assert not list((world.tax.home.path / "data").glob("*.parquet"))
+    assert admission.department_data().rows == ROWS
+    assert len(admission.snapshot_digest) == 64
+
+
 def test_one_owner_missing_refused_or_withdrawn_stops_the_job(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -413,9 +438,7 @@ def test_one_owner_missing_refused_or_withdrawn_stops_the_job(
     withdrawal = world.tax.sign(word, Usage.APPROVE)
     given = [tax, city, withdrawal]
     refused(world, caplog, RefusalCode.DECLINED, "withdrew", approvals=given)
-    # A withdrawal that this node saw itself counts although nobody delivers it any more.
-    digest = world.job.digest()
-    world.tax.store.jobs.put_approval(word.digest(), digest, "tax", withdrawal.to_json(), NOW)
+    # What this node has seen once counts although nobody delivers it any more.
     refused(world, caplog, RefusalCode.DECLINED, "withdrew", approvals=[tax, city])
 
 
