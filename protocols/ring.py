@@ -95,10 +95,10 @@ def reduce(x: float, p: float, pinv: float) -> float:
 
 
 @inlined
-def canonical(x: float, p: float, pinv: float) -> int:
+def canonical(x: float, p: float, pinv: float) -> np.int32:
     """The residue of x in [0, p), as an integer."""
     v = reduce(x, p, pinv)
-    return int(v if v >= 0 else v + p)
+    return np.int32(v if v >= 0 else v + p)
 
 
 @kernel
@@ -134,16 +134,26 @@ def forward(a: Floats, roots: Floats, p: float, pinv: float, low: int, high: int
                 a3[j] = z0 - z1
 
 
-@kernel
-def backward(a: Floats, roots: Floats, p: float, pinv: float, low: int, high: int) -> None:
-    """Undoes `forward(low, high)` up to the factor 2^(high - low); `roots` are the inverse ones."""
+@inlined
+def _backward_levels(
+    a: Floats,
+    roots: Floats,
+    p: float,
+    pinv: float,
+    part: int,
+    first: int,
+    steps: int,
+    low: int,
+    high: int,
+) -> None:
+    """Levels high-1..low on one of the 2^first parts, `steps` levels after the last reduction."""
     for level in range(high - 1, low - 1, -1):
-        m, t = 1 << level, a.size >> (level + 1)
+        m, t = 1 << (level - first), a.size >> (level - first + 1)
         squeeze = (
-            high - 1 - level
-        ) % 6 == 5  # sums double a level: 2^6 p times a root is below 2^51 p
+            high - 1 - level + steps
+        ) % 6 == 5  # sums double a level: 2^6 p times a root fits
         for i in range(m):
-            w, k = roots[m + i], 2 * i * t
+            w, k = roots[(1 << level) + part * m + i], 2 * i * t
             x, y = a[k : k + t], a[k + t : k + 2 * t]
             if squeeze:
                 for j in range(t):
@@ -157,18 +167,35 @@ def backward(a: Floats, roots: Floats, p: float, pinv: float, low: int, high: in
                     y[j] = reduce((u - v) * w, p, pinv)
 
 
-def transform(prime: Prime, coefficients: NDArray[np.int8]) -> Floats:
-    """All levels of a small polynomial's transform, centred."""
-    out = coefficients.astype(np.float64)
-    forward(out, prime.roots, float(prime.p), prime.inverse, 0, OUTER_LEVELS)
-    _centre(out, float(prime.p), prime.inverse)
-    return out
+@kernel
+def backward(a: Floats, roots: Floats, p: float, pinv: float, low: int, high: int) -> None:
+    """Undoes `forward(low, high)` up to the factor 2^(high - low); `roots` are the inverse ones.
+
+    Part by part as long as a part is whole, so that it stays in L1.
+    """
+    cut = min(high, max(low, 2))
+    size = a.size >> 2
+    if cut >= 2:
+        for part in range(4):
+            x = a[part * size : (part + 1) * size]
+            _backward_levels(x, roots, p, pinv, part, 2, 0, cut, high)
+        _backward_levels(a, roots, p, pinv, 0, 0, high - cut, low, cut)
+    else:
+        _backward_levels(a, roots, p, pinv, 0, 0, 0, low, high)
 
 
 @kernel
 def _centre(a: Floats, p: float, pinv: float) -> None:
     for j in range(a.size):
         a[j] = reduce(a[j], p, pinv)
+
+
+def transform(prime: Prime, coefficients: NDArray[np.int8]) -> Floats:
+    """All levels of a small polynomial's transform, centred."""
+    out = coefficients.astype(np.float64)
+    forward(out, prime.roots, float(prime.p), prime.inverse, 0, OUTER_LEVELS)
+    _centre(out, float(prime.p), prime.inverse)
+    return out
 
 
 # ------------------------------------------------------------------------------ inner ring

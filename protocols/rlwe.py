@@ -87,6 +87,7 @@ from protocols.streams import SEED_BYTES, Stream, encode
 
 VERSION = "linear-query/1"
 _DIGIT_BITS = 8  # integer columns enter the complex transform in digits, to keep it exact
+_DIGIT_BLOCKS = 256  # blocks of rows whose digits are added before rounding
 _ROUNDING_ROOM = 1 / 16  # the transform must land closer than this to an integer
 
 
@@ -169,8 +170,14 @@ def hint(
         for g in range(start, stop):
             group = pieces[g * LANES : (g + 1) * LANES]
             columns = np.stack([_digit(integers[c], place, last) for c, place, last in group])
-            part = digit_hints[g * LANES : g * LANES + len(group)]
-            digit_worst[g] = hint_of_digits(transformed, columns, cos, sin, part)
+            total, part = np.zeros((2, len(group), INNER), np.int64)
+            for k in range(0, transformed.shape[0], _DIGIT_BLOCKS):
+                rows = columns[:, k * INNER : (k + _DIGIT_BLOCKS) * INNER]
+                blocks = transformed[k : k + _DIGIT_BLOCKS]
+                error = hint_of_digits(blocks, np.ascontiguousarray(rows), cos, sin, part)
+                digit_worst[g] = max(digit_worst[g], error)
+                total = (total + part) % Q
+            digit_hints[g * LANES : g * LANES + len(group)] = total
 
     spread(executor, digit_worst.size, digits)
     _combine_digits(pieces, digit_hints, out[layout.one_hot_columns :])
@@ -635,9 +642,10 @@ def _prepare(
                     else:
                         z[j - group * k] = v
             forward(z, roots, p, pinv, 0, level)
-        for c in range(classes):
+        for first in range(0, classes, 8):  # a cache line of x at a time
             for b in range(count):
-                out[c, g, b] = reduce(x[b, c], p, pinv)
+                for c in range(first, min(first + 8, classes)):
+                    out[c, g, b] = reduce(x[b, c], p, pinv)
 
 
 @kernel
@@ -668,9 +676,9 @@ def _finish(
         for j in range(OUTER):
             hat[j] = reduce(reduce(hat[j], p, pinv) * back_high, p, pinv)
         for half in range(2):
-            x = sums[half, g]
+            x, pk = sums[half, g], pk0 if half == 0 else pk1
             for j in range(OUTER):
-                t[j] = reduce(hat[j] * (pk0[j] if half == 0 else pk1[j]), p, pinv)
+                t[j] = reduce(hat[j] * pk[j], p, pinv)
             backward(t, inverse_roots, p, pinv, level, OUTER_LEVELS)
             for j in range(OUTER):
                 x[j] = reduce(x[j], p, pinv) + reduce(t[j], p, pinv)

@@ -222,3 +222,13 @@ def test_hints_of_wide_integer_columns_are_linear_in_the_column() -> None:
             total[c] += rlwe.hint(units, no_bins, part[None], blocks, None)[0].astype(object) << bit
     assert ((h - total) % Q == 0).all()
     assert math.log2(np.abs(h).max()) < 52
+
+
+def test_a_hint_summed_in_pieces_is_the_same_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = 5000
+    integers = np.random.default_rng(6).integers(-300, 301, (3, rows)).astype(np.int32)
+    layout, no_bins = Layout(rows, (), (300,) * 3), np.zeros((0, rows), np.uint8)
+    blocks = rlwe.transformed_blocks(rlwe.public_blocks(COINS, rows, None), None)
+    whole_hint = rlwe.hint(layout, no_bins, integers, blocks, None)
+    monkeypatch.setattr(rlwe, "_DIGIT_BLOCKS", 1)
+    np.testing.assert_array_equal(rlwe.hint(layout, no_bins, integers, blocks, None), whole_hint)
