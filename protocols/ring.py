@@ -38,6 +38,8 @@ P = Q * EXTRA
 
 _HALF, _LEVELS, LANES = INNER // 2, 10, 8
 _ROUND = 6755399441055744.0  # 1.5 * 2^52: (x + it) - it is x rounded to the nearest integer
+_UNIT = 1.0 / _HALF  # exact
+_OVER_Q = 1.0 / Q
 _CUT = 27  # bits of the lower half of a residue modulo q
 
 
@@ -301,7 +303,7 @@ def lanes(transformed: Floats) -> Floats:
 @inlined
 def _join(upper: int, lower: int) -> int:
     """(2^27 upper + lower) mod q, about centred; the integers wrap, their difference is small."""
-    k = int(np.rint((np.float64(upper) * 134217728.0 + np.float64(lower)) / np.float64(Q)))
+    k = int(np.rint((np.float64(upper) * 134217728.0 + np.float64(lower)) * _OVER_Q))
     return (upper << _CUT) + lower - k * Q
 
 
@@ -321,7 +323,7 @@ def encrypt(
     """Groups start..stop (of 8 blocks) of b = a s + e + delta v mod q, row by row; a as `lanes`."""
     sr, si = secret[:_HALF].astype(np.float64), secret[_HALF:].astype(np.float64)
     _complex_forward(sr, si, cos, sin)
-    w = np.empty((4, _HALF * LANES))
+    w, products = np.empty((4, _HALF * LANES)), np.empty((2, _HALF * LANES), np.int64)
     for g in range(start, stop):
         for j in range(_HALF):
             for x in range(j * LANES, j * LANES + LANES):
@@ -330,12 +332,19 @@ def encrypt(
                     w[r + 1, x] = blocks[g, r, x] * si[j] + blocks[g, r + 1, x] * sr[j]
         _complex_backward(w[0], w[1], cos, sin)
         _complex_backward(w[2], w[3], cos, sin)
+        for r in range(2):
+            upper, lower, joined = w[r], w[2 + r], products[r]
+            for k in range(_HALF * LANES):
+                joined[k] = _join(int(np.rint(upper[k] * _UNIT)), int(np.rint(lower[k] * _UNIT)))
         for lane in range(LANES):
             at = (g * LANES + lane) * INNER
             for j in range(min(INNER, v.size - at)):
-                r, x = (0, j * LANES + lane) if j < _HALF else (1, (j - _HALF) * LANES + lane)
-                product = _join(int(np.rint(w[r, x] / _HALF)), int(np.rint(w[2 + r, x] / _HALF)))
-                out[at + j] = (product + error[at + j] + delta * v[at + j]) % Q
+                product = products[j // _HALF, j % _HALF * LANES + lane]
+                b = product + error[at + j] + delta * v[at + j]
+                # both large terms are within q/2 (parameters.py: limb_max < 2^(t-1)); a division
+                # would cost as much as the transform
+                b += Q if b < 0 else 0
+                out[at + j] = b - Q if b >= Q else b
 
 
 @inlined
