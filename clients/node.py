@@ -102,43 +102,50 @@ class Node:
         self._app.train()(self._on_train)
 
     def stop(self) -> None:
-        """Pull no more; what runs gets a few seconds to answer."""
+        """Pull no more; `run` returns."""
         self._stopped.set()
 
     def run(self) -> None:
-        """Serve until `stop`."""
-        free = threading.BoundedSemaphore(self._workers)
-        beat = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        beat.start()
-        request = PullMessagesRequest(node=self._node)
-        with ThreadPoolExecutor(self._workers, "flower") as pool:
-            while not self._stopped.is_set():
-                # A message is pulled only when somebody can take it: delivery is at most once.
-                if not free.acquire(timeout=0.5):
-                    continue
-                try:
-                    response = self._call(self._client.PullMessages, request)
-                except httpx.HTTPStatusError as error:
-                    status = error.response.status_code
-                    log.error("pull refused", extra={"status": status, "todo": "lianmo doctor"})
-                    self._stopped.wait(5.0)
-                    free.release()
-                    continue
-                except InterruptedError:
-                    break
-                self.reached.set()
-                if not response.messages_list:
-                    free.release()
-                    self._stopped.wait(IDLE_S)
-                    continue
-                message = message_from_proto(response.messages_list[0])
-                done = pool.submit(self._handle, message, response.message_object_trees[0])
-                done.add_done_callback(lambda _: free.release())
-        beat.join(2.0)
+        """Serve until `stop`.
+
+        A pull that the coordinator holds is left behind, not waited for: when this process ends,
+        the coordinator sees the connection go and delivers nothing on it.
+        """
+        pool = ThreadPoolExecutor(self._workers, "flower")
+        for target in (self._beat, lambda: self._pull(pool)):
+            threading.Thread(target=target, daemon=True).start()
+        self._stopped.wait()
+        pool.shutdown(wait=False, cancel_futures=True)
         try:
             self._client.DeactivateNode(DeactivateNodeRequest(node_id=self._node_id))
         except httpx.HTTPError as error:
             log.info("left without good-bye", extra={"reason": type(error).__name__})
+
+    def _pull(self, pool: ThreadPoolExecutor) -> None:
+        free = threading.BoundedSemaphore(self._workers)
+        request = PullMessagesRequest(node=self._node)
+        while not self._stopped.is_set():
+            # A message is pulled only when somebody can take it: delivery is at most once.
+            if not free.acquire(timeout=0.5):
+                continue
+            try:
+                response = self._call(self._client.PullMessages, request)
+            except httpx.HTTPStatusError as error:
+                # our key is not admitted, or a clock is wrong; both are for a person to mend
+                log.error("pull refused", extra={"status": error.response.status_code})
+                self._stopped.wait(5.0)
+                free.release()
+                continue
+            except InterruptedError:
+                return
+            self.reached.set()
+            if not response.messages_list or self._stopped.is_set():
+                free.release()
+                self._stopped.wait(IDLE_S)
+                continue
+            message = message_from_proto(response.messages_list[0])
+            done = pool.submit(self._handle, message, response.message_object_trees[0])
+            done.add_done_callback(lambda _: free.release())
 
     # --- connection -------------------------------------------------------------------------------
 

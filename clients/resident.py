@@ -16,6 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -76,6 +77,7 @@ def serve(
         contextlib.closing(Store.open(home.database_url)) as store,
         CoordinatorClient(home, retry_s=1.0) as client,
         _linked(_relay(home)) as relay,
+        ThreadPoolExecutor(home.config.threads or os.cpu_count() or 1, "work") as executor,
     ):
         _on_signals(stopped.set)
         node_id = _register(home, client, stopped)
@@ -89,6 +91,7 @@ def serve(
             coordinator=client,
             books=(store.spent, store.answers),
             now=_now,
+            executor=executor,
         )
         node = Node(home, node_id, runner.train, workers=home.config.workers + 2)
         _write_status(home, node_id)

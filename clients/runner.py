@@ -19,6 +19,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -150,11 +151,12 @@ class Runner:
         coordinator: Coordinator,
         books: tuple[SpentBook, AnswerBook],
         now: Callable[[], datetime],
+        executor: Executor | None = None,
         hold_s: float = TRAIN_HOLD_S,
     ) -> None:
         self._home, self._gate, self._program = home, gate, program
         self._relay, self._coordinator, self._books = relay, coordinator, books
-        self._now, self._hold_s = now, hold_s
+        self._now, self._executor, self._hold_s = now, executor, hold_s
         self._lock = threading.Lock()
         self._attempts: dict[tuple[str, int], _Attempt] = {}
 
@@ -264,6 +266,7 @@ class Runner:
         try:
             job.open(self._relay, self._home.config.peer_timeout_s)
             party = job.party(self._books, pulse.report, lambda: _check(attempt.stop, job.me))
+            party.executor = self._executor
             pulse.start(party)
             outcome = self._program(party, job.admission)
             state, reference = "succeeded", ""

@@ -2,25 +2,79 @@
 
 from __future__ import annotations
 
+import io
+import json
+from datetime import UTC, datetime
 from typing import cast
 
+import pandas as pd
+
 from clients import gate
+from clients.home import Home
 from clients.runner import Admission, Outcome
-from federation.objects import Role
+from federation.objects import Role, utc_text
+from federation.report import render_html, report_json, report_of
+from federation.tables import BankData
+from federation.tasks.cover import receive_cover, send_cover
+from federation.tasks.model import ScorecardResult
+from federation.tasks.model_files import model_to_json, part_to_json
 from federation.tasks.party import Party
+from federation.tasks.scorecard import run_bank, run_department
+
+REPORT_JSON, REPORT_HTML, SCORES = "report.json", "report.html", "scores.parquet"
 
 
-def run_task(party: Party, admission: Admission) -> Outcome:
+def run_task(home: Home, party: Party, admission: Admission) -> Outcome:
     """Run this party's side of the job's task on what the gate hands out."""
     opened = cast(gate.Admission, admission)
     if party.manifest.party(party.me).role is Role.BANK:
-        return _bank(party, opened)
+        return _bank(home, party, opened)
     return _department(party, opened)
 
 
-def _bank(party: Party, opened: gate.Admission) -> Outcome:
-    raise NotImplementedError
+def _bank(home: Home, party: Party, opened: gate.Admission) -> Outcome:
+    send_cover(party, opened.cover)
+    data = opened.bank_data()
+    result = run_bank(party, data)
+    trust = home.trust()
+    report = report_of(
+        result,
+        party.manifest,
+        created=utc_text(datetime.now(UTC)),
+        approvals=opened.job.approvals,
+        names={item.org: trust.card(item.org).name for item in party.manifest.parties},
+    )
+    return Outcome(
+        model=model_to_json(result.model),
+        files={
+            REPORT_JSON: json.dumps(report_json(report), ensure_ascii=False, indent=1).encode(),
+            REPORT_HTML: render_html(report).encode(),
+            SCORES: _scores(data, result),
+        },
+        tokens=result.tokens,
+        commitments=tuple(item.hex() for item in result.commitments),
+    )
+
+
+def _scores(data: BankData, result: ScorecardResult) -> bytes:
+    """The bank's own customers with what it opened of them; stays in its home."""
+    columns = {
+        "credit_code": data.codes.astype(str),
+        "bad": result.labels,
+        "test": result.test,
+        "points_alone": result.alone_scores,
+    }
+    if result.scores is not None:
+        columns["points"] = result.scores
+    buffer = io.BytesIO()
+    pd.DataFrame(columns).to_parquet(buffer, index=False)
+    return buffer.getvalue()
 
 
 def _department(party: Party, opened: gate.Admission) -> Outcome:
-    raise NotImplementedError
+    part = run_department(party, opened.department_data(receive_cover(party, opened.registry)))
+    return Outcome(
+        model=part_to_json(part),
+        tokens=part.tokens,
+        commitments=tuple(item.hex() for item in part.commitments),
+    )

@@ -20,11 +20,10 @@ from server.coordinator import Coordinator, serve
 from server.flower import SuperLink
 
 home = CoordinatorHome.open()
-how = (home.path / "hostile").read_text()
 
 
 def lie(self: SuperLink, job: str, fab: bytes) -> tuple[int, str]:
-    override = {}
+    how, override = (home.path / "hostile").read_text(), {}
     if how == "bundle":
         fab = fab[:10] + bytes([fab[10] ^ 2]) + fab[11:]  # the time of the first file in it
     elif how == "override":
