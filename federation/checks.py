@@ -23,7 +23,7 @@ class ApprovedJob:
     manifest: JobManifest
     digest: str
     me: str
-    approvals: tuple[str, ...]  # digests, in the order of the manifest's approvers
+    approvals: tuple[Approval, ...]  # verified, in the order of the manifest's approvers
     valid_until: datetime  # of manifest and approvals, whichever ends first
 
 
@@ -47,12 +47,12 @@ def check_job(
     for approval in given:
         require_same_manifest(approval, job)
     valid_until = [utc_time(job.object.expires)]
-    digests: list[str] = []
+    counted: list[Approval] = []
     for org in job.object.approvers():
         own = [approval for approval in given if approval.org == org]
         valid_until += require_approved(job.object.party(org), own, now)
-        digests += [approval.digest for approval in own]
-    return ApprovedJob(job.object, job.digest, me, tuple(digests), min(valid_until))
+        counted += [approval.object for approval in own]
+    return ApprovedJob(job.object, job.digest, me, tuple(counted), min(valid_until))
 
 
 def check_manifest(

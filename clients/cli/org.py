@@ -42,28 +42,65 @@ def card(
 
 @app.command()
 def trust(
-    file: Annotated[Path, typer.Argument(help="The card, or - for stdin.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="CARD...", help="The card's file, or - for stdin.")
+    ],
     fingerprint: Annotated[
-        str | None, typer.Option(help="What they told you over another channel.")
+        list[str] | None,
+        typer.Option(
+            help="What they told you over another channel; for several cards ORG=FINGERPRINT each."
+        ),
     ] = None,
     yes: Annotated[
-        bool, typer.Option("--yes", help="Do not ask; you have compared the fingerprint.")
+        bool, typer.Option("--yes", help="Do not ask; you have compared the fingerprints.")
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Trust an organisation's card after comparing its fingerprint."""
-    from federation.errors import IntegrityError, Refused, UsageError
-    from federation.identity import is_fingerprint
     from federation.trust import verify_card
 
     home = open_home()
-    envelope = read_envelope(file)
-    found, _ = verify_card(envelope)
+    envelopes = [read_envelope(file) for file in files]
+    cards = [verify_card(envelope)[0] for envelope in envelopes]
+    told = _told(fingerprint or [], cards)
+    for found in cards:  # all are looked at before one is trusted
+        _compare(found, told.get(found.org), known=found.org in home.trust(), yes=yes)
+    trusted = [home.trust_card(envelope) for envelope in envelopes]
+    rows = [_row(card, home.org) for card in trusted]
+    names = ", ".join(card.org for card in trusted)
+    verb = "is" if len(trusted) == 1 else "are"
+    emit(rows[0] if len(rows) == 1 else rows, as_json, f"{names} {verb} trusted")
+
+
+def _told(fingerprints: list[str], cards: list[Card]) -> dict[str, str]:
+    """The fingerprint told for each organisation.
+
+    A fingerprint goes with a name: one that was told for another organisation must not do, or a
+    member could hand out its own card under a neighbour's name.
+    """
+    from federation.errors import UsageError
+
+    if len(cards) == 1 and len(fingerprints) == 1 and "=" not in fingerprints[0]:
+        return {cards[0].org: fingerprints[0]}
+    told = {}
+    for item in fingerprints:
+        org, equals, print_ = item.partition("=")
+        if not equals or org not in {card.org for card in cards}:
+            todo = "give ORG=FINGERPRINT for each of the cards"
+            raise UsageError("a fingerprint without one of the cards' names", todo=todo)
+        told[org] = print_
+    return told
+
+
+def _compare(found: Card, told: str | None, *, known: bool, yes: bool) -> None:
+    """Show a card, and hold its fingerprint against what was told."""
+    from federation.errors import IntegrityError, Refused, UsageError
+    from federation.identity import is_fingerprint
+
     say(f"{found.org}: {found.name} ({found.org_kind}, {found.region})")
     say(f"fingerprint: {found.fingerprint()}")
-    known = found.org in home.trust()
-    if fingerprint is not None:
-        if not is_fingerprint(found, fingerprint):
+    if told is not None:
+        if not is_fingerprint(found, told):
             todo = "do not trust this card; ask them for it again over another channel"
             raise IntegrityError("the fingerprint is another one", party=found.org, todo=todo)
     elif not known and not yes:  # a newer card is held by the admin key of the older one
@@ -72,8 +109,6 @@ def trust(
             raise UsageError("nobody here to confirm the fingerprint", todo=todo)
         if not click.confirm("Did they tell you this fingerprint?", err=True):
             raise Refused("not trusted", party=found.org)
-    trusted = home.trust_card(envelope)
-    emit(_row(trusted, home.org), as_json, f"{trusted.org} is trusted")
 
 
 @app.command("list")

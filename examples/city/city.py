@@ -1,7 +1,7 @@
 """The city of the demo: who takes part, and which columns of the public data stand in for whose.
 
-The rows are people of a public credit-card data set (see data/README.md); each stands in for an enterprise
-with a made-up credit code. Every organisation is an invention.
+The rows are people of a public credit-card data set (see data/README.md); each stands in for an
+enterprise with a made-up credit code. Every organisation is an invention.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def datasets() -> tuple[Dataset, ...]:
 def write_tables(folder: Path) -> dict[str, Path]:
     """Each organisation's own file, and the public registry: CSV as an export would look.
 
-    The bank's customers are a part of the registry (rows by number mod 5); every department lacks the
-    records of a few enterprises, by a fixed rule of its own.
+    The bank's customers are a part of the registry (rows by number mod 5); every department lacks
+    the records of a few enterprises, by a fixed rule of its own.
     """
     folder.mkdir(parents=True, exist_ok=True)
     frame = table()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -317,8 +318,24 @@ class PooledFit:
     log_odds: NDArray[np.float64] = field(repr=False)  # (customers,) before rounding to points
 
 
+class Fitted(Protocol):
+    """What the comparison needs of a finished scorecard; a `ScorecardResult` is one."""
+
+    @property
+    def model(self) -> ScorecardModel:
+        """Whose bins and WOE are taken over."""
+
+    @property
+    def labels(self) -> NDArray[np.uint8]:
+        """(customers,) 1 = bad."""
+
+    @property
+    def test(self) -> NDArray[np.bool_]:
+        """(customers,) held out."""
+
+
 def fit_pooled(
-    result: ScorecardResult,
+    result: Fitted,
     bank_org: str,
     bank: BankData,
     departments: Mapping[str, DepartmentData],

@@ -1,0 +1,386 @@
+"""`lianmo job`: propose, read, decide and follow joint-modelling jobs."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clients.cli.common import JsonFlag, console, emit, is_terminal, open_home, say, table
+
+if TYPE_CHECKING:
+    from clients.coordinator_client import CoordinatorClient
+    from clients.home import Home
+    from clients.store import Store
+    from federation.api import Event, JobDetail
+    from federation.review import Review
+
+app = typer.Typer(no_args_is_help=True)
+
+JobName = Annotated[str, typer.Argument(metavar="JOB", help="The job's name.")]
+Manifest = Annotated[
+    str | None,
+    typer.Option(
+        "--manifest",
+        metavar="DIGEST",
+        help="The digest that the review showed (12 digits or more): sign that one or nothing.",
+    ),
+]
+
+
+@app.command()
+def new(
+    job: JobName,
+    dataset: Annotated[str, typer.Option(help="Your own dataset, with customers and labels.")],
+    department: Annotated[
+        list[str], typer.Option(metavar="ORG/DATASET", help="A department's dataset; repeatable.")
+    ],
+    platform: Annotated[
+        str | None, typer.Option(metavar="ORG", help="The platform, if it has to approve too.")
+    ] = None,
+    customers_max: Annotated[
+        int | None, typer.Option(help="Row keys for so many; hides the true number.")
+    ] = None,
+    customers_min: Annotated[
+        int | None, typer.Option(help="What you promise to have at least.")
+    ] = None,
+    openings: Annotated[int, typer.Option(help="Openings of a rounded score while fitting.")] = 3,
+    out: Annotated[Path | None, typer.Option(help="Where; default: JOB.toml.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write a draft (job.toml) with comments, for you to change and then submit."""
+    from clients import jobs
+    from federation.errors import Conflict
+
+    target = out or Path(f"{job}.toml")
+    if target.exists():
+        raise Conflict(f"{target} exists already", todo="choose another file with --out")
+    home, store = _home_and_store()
+    text = jobs.draft_text(
+        home,
+        store,
+        job,
+        dataset=dataset,
+        departments=department,
+        platform=platform,
+        customers_max=customers_max,
+        customers_min=customers_min,
+        openings=openings,
+    )
+    target.write_text(text, encoding="utf-8")
+    emit({"job": job, "draft": target}, as_json, f"{target} written")
+    say(f"next: look through it, then `lianmo job submit {target}`")
+
+
+@app.command()
+def submit(
+    draft: Annotated[Path, typer.Argument(help="The draft that `job new` wrote.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Sign a draft's manifest and ask every owner that it names."""
+    from clients import jobs
+
+    home, store = _home_and_store()
+    with _client(home) as client:
+        detail = jobs.submit(home, store, client, draft, _now())
+    emit(_summary(detail), as_json, lambda: _line(detail))
+    say(f"waiting for {', '.join(detail.missing)}; follow it with `lianmo job watch {detail.job}`")
+
+
+@app.command("list")
+def list_(as_json: JsonFlag = False) -> None:
+    """List the jobs that name this organisation."""
+    with _client(open_home()) as client:
+        found = list(client.jobs())
+
+    def human() -> str:
+        names = ["job", "bank", "status", "created", "manifest"]
+        rows = [[j.job, j.bank, j.status, j.created, j.manifest_digest[:12]] for j in found]
+        return table(names, rows) if rows else "no jobs yet"
+
+    emit(found, as_json, human)
+
+
+@app.command()
+def status(job: JobName, as_json: JsonFlag = False) -> None:
+    """Show where a job is and whose approval is missing."""
+    with _client(open_home()) as client:
+        detail = client.job(job)
+    emit(_summary(detail), as_json, lambda: _line(detail))
+
+
+@app.command()
+def review(job: JobName, as_json: JsonFlag = False) -> None:
+    """Show what a job would read and disclose, and what changed since the last approved one."""
+    from clients import jobs
+
+    home, store = _home_and_store()
+    with _client(home) as client:
+        found = jobs.review_job(home, store, client, job, _now())
+    emit(_plain(found), as_json, lambda: _review_text(found))
+
+
+@app.command()
+def approve(
+    job: JobName,
+    manifest: Manifest = None,
+    days: Annotated[int, typer.Option(help="How long the approval holds.")] = 30,
+    as_json: JsonFlag = False,
+) -> None:
+    """Approve exactly the manifest that you reviewed."""
+    _decide(job, "approve", manifest=manifest, days=days, as_json=as_json)
+
+
+@app.command()
+def refuse(
+    job: JobName,
+    code: Annotated[
+        str,
+        typer.Option(
+            help="SPEC_INVALID, FIELD_LEVEL, PURPOSE_NOT_ALLOWED, INSUFFICIENT_BUDGET, "
+            "UNFULFILLABLE, CONSENT_INVALID or DECLINED."
+        ),
+    ],
+    words: Annotated[str, typer.Option(help="The reason in words, for the bank.")] = "",
+    manifest: Manifest = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Refuse a job, with a reason; this is final for its manifest."""
+    from federation.errors import RefusalCode, UsageError
+
+    try:
+        reason = RefusalCode(code.upper())
+    except ValueError:
+        known = ", ".join(item.value for item in RefusalCode)
+        raise UsageError(f"no such reason: {code}", todo=f"take one of {known}") from None
+    _decide(job, "refuse", manifest=manifest, code=reason, words=words, as_json=as_json)
+
+
+@app.command()
+def watch(job: JobName, as_json: JsonFlag = False) -> None:
+    """Follow a job until it has ended; the exit code says how."""
+    with _client(open_home()) as client:
+        last = _watch_bars(client, job) if is_terminal() else _watch_lines(client, job)
+    emit(_summary(last), as_json, lambda: _line(last))
+    raise typer.Exit(_exit_code(last))
+
+
+@app.command()
+def stop(
+    job: JobName,
+    words: Annotated[str, typer.Option(help="Why, for the others.")] = "",
+    as_json: JsonFlag = False,
+) -> None:
+    """Stop a job at its next step."""
+    with _client(open_home()) as client:
+        detail = client.stop(job, words)
+    emit(_summary(detail), as_json, lambda: _line(detail))
+
+
+@app.command()
+def report(
+    job: JobName,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the page here; default: in the home's runs.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write a finished job's report: a page that works offline, or JSON."""
+    from clients import results
+
+    home = open_home()
+    page, data = results.report(home, job, html)
+    emit(data, as_json, f"report: {page}")
+
+
+# --- helpers --------------------------------------------------------------------------------------
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _client(home: Home) -> CoordinatorClient:
+    from clients.coordinator_client import CoordinatorClient
+
+    return CoordinatorClient(home)
+
+
+def _home_and_store() -> tuple[Home, Store]:
+    from clients.store import Store
+
+    home = open_home()
+    return home, Store.open(home.database_url)
+
+
+def _decide(job: str, decision: str, *, as_json: bool, **options: Any) -> None:
+    from clients import jobs
+    from federation.errors import Refused, UsageError
+    from federation.objects import Decision
+
+    home, store = _home_and_store()
+    with _client(home) as client:
+        if options.get("manifest") is None:
+            if not is_terminal():
+                todo = "read `lianmo job review` and give its digest with --manifest"
+                raise UsageError("nobody here to confirm what is signed", todo=todo)
+            found = jobs.review_job(home, store, client, job, _now())
+            say(_review_text(found))
+            if not typer.confirm(f"{decision} exactly this manifest?", err=True):
+                raise Refused("nothing was signed", party=home.org)
+            options["manifest"] = found.manifest
+        options["manifest_digest"] = options.pop("manifest")
+        approval = jobs.decide(home, store, client, job, Decision(decision), _now(), **options)
+        detail = client.job(job)
+    emit({**_summary(detail), "approval": approval.digest()}, as_json, lambda: _line(detail))
+
+
+def _summary(detail: JobDetail) -> dict[str, Any]:
+    return {
+        "job": detail.job,
+        "status": detail.status.value,
+        "message": detail.message,
+        "bank": detail.bank,
+        "manifest_digest": detail.manifest_digest,
+        "missing": list(detail.missing),
+        "attempt": detail.attempt,
+    }
+
+
+def _line(detail: JobDetail) -> str:
+    text = f"{detail.job}: {detail.status.value}"
+    if detail.message:
+        text += f" ({detail.message})"
+    if detail.missing and not detail.status.is_final:
+        text += f"; approval missing: {', '.join(detail.missing)}"
+    return f"{text}\nmanifest {detail.manifest_digest}"
+
+
+def _exit_code(detail: JobDetail) -> int:
+    from federation.api import JobStatus
+
+    codes = {
+        JobStatus.SUCCEEDED: 0,
+        JobStatus.REFUSED: 3,
+        JobStatus.WITHDRAWN: 3,
+        JobStatus.EXPIRED: 6,
+    }
+    return codes.get(detail.status, 1)
+
+
+def _plain(found: Review) -> dict[str, Any]:
+    data = {item.name: getattr(found, item.name) for item in dataclasses.fields(found)}
+    data["fields"] = [dataclasses.asdict(field) for field in found.fields]
+    data["parameters"] = dict(found.parameters)
+    return data
+
+
+def _review_text(found: Review) -> str:
+    """The review on a terminal: who, what, how far, who learns what, and what is new."""
+    parts = [
+        f"{found.job}, proposed by {found.bank} for {found.purpose}",
+        f"  manifest   {found.manifest}",
+        f"  valid      {found.not_before} to {found.expires}",
+        f"  registry   {found.registry}",
+        f"  rows       {found.cover}",
+        "",
+        "what is read",
+        table(
+            ["org", "dataset", "field", "type", "level", "trade secret"],
+            [
+                [f.org, f.dataset, f.name, f.type, f.level, "yes" if f.trade_secret else "no"]
+                for f in found.fields
+            ],
+        ),
+        "",
+        "who learns what, at most",
+        table(
+            ["from", "to", "what", "values", "bits each", "of one enterprise"],
+            [
+                [
+                    d.source,
+                    d.to,
+                    d.what.value.replace("_", " "),
+                    f"{d.count:,}",
+                    str(d.bits),
+                    "yes" if d.per_enterprise else "no",
+                ]
+                for d in found.disclosures
+            ],
+        ),
+        "",
+        "exposure (queries a customer; warned above 0.02, refused above 0.05)",
+        table(
+            ["department", "this job", "with earlier ones"],
+            [[org, f"{now:.4f}", f"{all_:.4f}"] for org, now, all_ in found.exposure],
+        ),
+    ]
+    if found.warnings:
+        parts += ["", *(f"warning: {text}" for text in found.warnings)]
+    if found.changes:
+        parts += ["", "changed since the last approved job", *(f"  {c}" for c in found.changes)]
+    else:
+        parts += ["", "nothing approved of this bank before: there is no earlier job to compare"]
+    return "\n".join(parts)
+
+
+def _say_event(event: Event) -> None:
+    """One line an event, for pipes and logs."""
+    parts = [event.at, event.org or "coordinator"]
+    if event.status is not None:
+        parts.append(event.status.value)
+    if event.progress is not None:
+        now = event.progress
+        parts.append(f"{now.stage} {now.step}/{now.steps}")
+    if event.text:
+        parts.append(event.text)
+    say("  ".join(parts))
+
+
+def _watch_lines(client: CoordinatorClient, job: str) -> JobDetail:
+    """A line for everything that happens."""
+    from clients import jobs
+
+    last = client.job(job)
+    for detail, events in jobs.follow(client, job):
+        last = detail
+        for event in events:
+            _say_event(event)
+    return last
+
+
+def _watch_bars(client: CoordinatorClient, job: str) -> JobDetail:
+    """A live bar for each party on a terminal."""
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+    from clients import jobs
+
+    columns = (
+        TextColumn("{task.fields[org]:<20}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.description:<24}"),
+        TextColumn("{task.fields[traffic]:>10}"),
+        TimeElapsedColumn(),
+    )
+    bars: dict[str, TaskID] = {}
+    last = client.job(job)
+    with Progress(*columns, console=console(), transient=False) as progress:
+        for detail, _ in jobs.follow(client, job):
+            last = detail
+            for org, now in last.progress.items():
+                if org not in bars:
+                    bars[org] = progress.add_task("", org=org, traffic="", total=1)
+                megabytes = (now.sent_bytes + now.received_bytes) / 1e6
+                progress.update(
+                    bars[org],
+                    description=now.stage,
+                    completed=now.step,
+                    total=max(now.steps, 1),
+                    traffic=f"{megabytes:.1f} MB",
+                )
+    sys.stderr.flush()
+    return last

@@ -1,0 +1,236 @@
+"""What a person does with a job: propose, read, decide, follow. Thin: verify, call, sign, send.
+
+Whatever comes from the coordinator is checked against this home's own trust store before it is
+shown; what was shown is what is signed, by its digest.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from clients.coordinator_client import CoordinatorClient
+from clients.gate import Gate
+from clients.home import Home
+from clients.store import Datasets, Exposure, Jobs, Registries, Store
+from federation import drafts
+from federation.api import Event, JobDetail
+from federation.catalogue import CATALOGUE_USAGE, Dataset
+from federation.checks import check_manifest
+from federation.envelope import Envelope, sign
+from federation.errors import IntegrityError, LianmoError, RefusalCode, UsageError
+from federation.objects import (
+    Approval,
+    Decision,
+    JobManifest,
+    RegistrySnapshot,
+    Usage,
+    utc_text,
+)
+from federation.package import package_sha256
+from federation.review import Review, review
+
+WATCH_WAIT_S = 20.0
+
+
+def catalogue(
+    home: Home, client: CoordinatorClient, now: datetime
+) -> dict[tuple[str, str], Dataset]:
+    """Every published dataset whose entry its owner signed; others are left out."""
+    trust = home.trust()
+    found = {}
+    for item in client.catalogue():
+        try:
+            entry = trust.verify(item.entry, Dataset, CATALOGUE_USAGE, now, item.org).object
+        except LianmoError:  # of an organisation that we do not trust, or altered on the way
+            continue
+        found[entry.owner, entry.name] = entry
+    return found
+
+
+def draft_text(
+    home: Home,
+    store: Store,
+    job: str,
+    *,
+    dataset: str,
+    departments: list[str],
+    platform: str | None,
+    customers_max: int | None,
+    customers_min: int | None,
+    openings: int,
+) -> str:
+    """A `job.toml` to start from; the customers' figures default to the dataset's own."""
+    pairs = []
+    for item in departments:
+        org, slash, name = item.partition("/")
+        if not slash or not org or not name:
+            raise UsageError(f"a department is ORG/DATASET, not {item!r}")
+        pairs.append((org, name))
+    rows = Datasets(store).get(dataset).rows
+    return drafts.template(
+        job,
+        bank=home.org,
+        dataset=dataset,
+        departments=pairs,
+        platform=platform,
+        customers_max=customers_max or _round_up(rows),
+        customers_min=customers_min or rows * 95 // 100,
+        openings=openings,
+    )
+
+
+def _round_up(rows: int) -> int:
+    """To two digits: the approved maximum should not be the true number."""
+    unit = int(10 ** max(0, len(str(rows)) - 2))
+    return -(-rows // unit) * unit + unit
+
+
+def submit(
+    home: Home, store: Store, client: CoordinatorClient, draft: Path, now: datetime
+) -> JobDetail:
+    """Build, sign and send the manifest of a draft."""
+    try:
+        text = draft.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {draft}: {type(error).__name__}") from None
+    wanted = drafts.parse(text)
+    if wanted.bank.org != home.org:
+        raise UsageError(f"the draft is of {wanted.bank.org}, this home is {home.org}'s")
+    registry = current_registry(store)
+    manifest = drafts.build(
+        wanted,
+        catalogue=catalogue(home, client, now),
+        registry=registry,
+        cover_rows=Gate(home, store, lambda: now).cover_rows(
+            wanted.bank.dataset, wanted.cover.kind, wanted.cover.decoys
+        ),
+        package_sha256=package_sha256(),
+        now=now,
+        previous=_digest(last_approved(store, home.org)),
+    )
+    envelope = sign(manifest, home.key(Usage.PROPOSE))
+    answer = client.submit(envelope)
+    _keep(store, envelope, manifest, now)
+    Jobs(store).set_decision(manifest.digest(), Decision.APPROVE.value)
+    return answer
+
+
+def current_registry(store: Store) -> RegistrySnapshot:
+    """The registry snapshot that this home works with."""
+    found = Registries(store).current()
+    return RegistrySnapshot(
+        digest=found.digest, rows=found.rows, region=found.region, as_of=found.as_of
+    )
+
+
+def _digest(manifest: JobManifest | None) -> str | None:
+    return manifest.digest() if manifest else None
+
+
+def last_approved(store: Store, bank: str) -> JobManifest | None:
+    """The newest manifest of a bank that this organisation said yes to; the bank to its own."""
+    for known in reversed(Jobs(store).all()):
+        if known.decision == Decision.APPROVE.value:
+            # kept by this home after it was verified
+            manifest = Envelope.from_json(known.envelope).unverified(JobManifest)
+            if manifest.bank == bank:
+                return manifest
+    return None
+
+
+def _keep(store: Store, envelope: Envelope, manifest: JobManifest, now: datetime) -> None:
+    Jobs(store).put(manifest.digest(), manifest.job, envelope.to_json(), now)
+
+
+def manifest_of(home: Home, detail: JobDetail, now: datetime) -> JobManifest:
+    """The manifest of a job, verified; what the coordinator calls it must be its digest."""
+    checked = check_manifest(detail.manifest, home.trust(), now, me=home.org)
+    if checked.digest != detail.manifest_digest or checked.object.job != detail.job:
+        raise IntegrityError("the coordinator shows a manifest under another name", party=home.org)
+    return checked.object
+
+
+def review_job(
+    home: Home, store: Store, client: CoordinatorClient, job: str, now: datetime
+) -> Review:
+    """A job as this organisation's approver has to see it."""
+    manifest = manifest_of(home, client.job(job), now)
+    own = {party.org: party for party in manifest.parties}.get(home.org)
+    before = 0
+    if own is not None and own.dataset is not None:
+        before = Exposure(store).tokens(manifest.bank, own.dataset)
+    return review(
+        manifest,
+        catalogue(home, client, now),
+        me=home.org,
+        tokens_before=before,
+        previous=last_approved(store, manifest.bank),
+    )
+
+
+def decide(
+    home: Home,
+    store: Store,
+    client: CoordinatorClient,
+    job: str,
+    decision: Decision,
+    now: datetime,
+    *,
+    manifest_digest: str | None = None,
+    code: RefusalCode | None = None,
+    words: str = "",
+    days: int = 30,
+) -> Approval:
+    """Sign this organisation's word on exactly the manifest that it saw, and send it.
+
+    manifest_digest: what the approver read on the review; a prefix of at least 12 digits will do.
+    Raises IntegrityError if the coordinator now shows another one.
+    """
+    detail = client.job(job)
+    manifest = manifest_of(home, detail, now)
+    digest = manifest.digest()
+    if manifest_digest is not None and not (
+        len(manifest_digest) >= 12 and digest.startswith(manifest_digest.lower())
+    ):
+        todo = "read `lianmo job review` again; do not sign what you did not read"
+        raise IntegrityError(f"the manifest of {job} is another one now", party=home.org, todo=todo)
+    approval = Approval(
+        manifest=digest,
+        org=home.org,
+        decision=decision,
+        code=code,
+        words=words,
+        created=utc_text(now),
+        valid_from=utc_text(now),
+        valid_until=utc_text(now + timedelta(days=days)),
+        nonce=secrets.token_hex(16),
+    )
+    envelope = sign(approval, home.key(Usage.APPROVE))
+    _keep(store, detail.manifest, manifest, now)
+    Jobs(store).put_approval(approval.digest(), digest, home.org, envelope.to_json(), now)
+    Jobs(store).set_decision(digest, decision.value)
+    client.approve(job, envelope)
+    return approval
+
+
+def follow(client: CoordinatorClient, job: str) -> Iterator[tuple[JobDetail, list[Event]]]:
+    """The job's state now and after everything that happens, until it is final."""
+    detail, after = client.job(job), 0
+    yield detail, []
+    while not detail.status.is_final:
+        news = client.events(job, after=after, wait=WATCH_WAIT_S)
+        after = news.after
+        if not news.items:
+            time.sleep(0.2)
+            continue
+        detail = client.job(job)
+        yield detail, list(news.items)
+
+
+def parties_of(manifest: JobManifest) -> Mapping[str, str]:
+    """Role by organisation."""
+    return {party.org: party.role.value for party in manifest.parties}

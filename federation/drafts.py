@@ -1,0 +1,240 @@
+"""From a bank's `job.toml` to the manifest that everybody approves.
+
+A draft says what a person decides: which datasets and fields, which rows, which limits. The rest of
+the manifest (query parameters, token count, disclosures) follows from it by the task's own rules,
+which the reviewers' and the owners' nodes compute again.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from federation.catalogue import Dataset, require_usable
+from federation.errors import LianmoError, NotFound, UsageError
+from federation.objects import (
+    CoverKind,
+    CoverRule,
+    FieldName,
+    JobManifest,
+    JobParty,
+    Limits,
+    ObjectName,
+    OrgId,
+    Purpose,
+    RegistrySnapshot,
+    Role,
+    ScorecardParameters,
+    utc_text,
+)
+from federation.tasks import plan
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DatasetDraft(_Part):
+    """Which dataset of whom, and which of its fields; none named means all features."""
+
+    org: OrgId
+    dataset: ObjectName
+    fields: tuple[FieldName, ...] | None = None
+
+
+class CoverDraft(_Part):
+    """Which registry rows the job runs over."""
+
+    kind: CoverKind = CoverKind.REGISTRY
+    decoys: int | None = None
+
+
+class LimitsDraft(_Part):
+    """What the job may use at most."""
+
+    customers_max: Annotated[int, Field(ge=1)]
+    customers_min: Annotated[int, Field(ge=1)]
+    wall_time_s: Annotated[int, Field(ge=60, le=30 * 86400)] = 3600
+
+
+class JobDraft(_Part):
+    """A bank's `job.toml`."""
+
+    job: ObjectName
+    purpose: Purpose = Purpose.CREDIT_MODEL_TRAINING
+    days: Annotated[int, Field(ge=1, le=365)] = 30
+    platform: OrgId | None = None
+    bank: DatasetDraft
+    department: Annotated[tuple[DatasetDraft, ...], Field(min_length=1)]
+    cover: CoverDraft = CoverDraft()
+    limits: LimitsDraft
+    scorecard: ScorecardParameters = ScorecardParameters()
+
+    @model_validator(mode="after")
+    def _orgs_once(self) -> Self:
+        orgs = [self.bank.org, *(part.org for part in self.department)]
+        if len(set(orgs)) != len(orgs):
+            raise ValueError("each organisation is named once")
+        return self
+
+
+def parse(text: str) -> JobDraft:
+    """The draft in a `job.toml`; raises UsageError that names every wrong entry."""
+    try:
+        return JobDraft.model_validate(tomllib.loads(text), strict=False)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"not valid TOML: {error}") from None
+    except ValidationError as error:
+        raise UsageError(
+            "; ".join(_complaints(error)), todo="see `lianmo job new --help`"
+        ) from None
+
+
+def _complaints(error: ValidationError) -> list[str]:
+    return [
+        f"{'.'.join(str(part) for part in item['loc']) or 'the file'}: {item['msg']}"
+        for item in error.errors(include_url=False, include_input=False)
+    ]
+
+
+TEMPLATE = """\
+# A joint-modelling job. `lianmo job submit {job}.toml` signs it and asks every owner.
+job = "{job}"
+purpose = "credit-model-training"
+days = 30 # the job and its approvals end after this
+{platform}
+[bank]
+org = "{bank}"
+dataset = "{dataset}"
+# fields = ["..."] # without this line: every feature of the dataset
+{departments}
+[cover]
+kind = "registry" # every enterprise of the snapshot: departments do not learn who is a customer
+# kind = "decoy"     # customers and k-1 decoys for each; then also: decoys = 10
+# kind = "customers" # shows the departments exactly who the customers are
+
+[limits]
+customers_max = {customers_max} # row keys are made for so many; the true number stays yours
+customers_min = {customers_min} # what you promise to have at least; exposure = queries / this
+
+[scorecard]
+openings = {openings} # rounded partial scores opened for each customer while fitting; 0: none
+evaluation = true # one score in whole points a customer is opened at the end, for the report
+"""
+
+
+def template(
+    job: str,
+    *,
+    bank: str,
+    dataset: str,
+    departments: Sequence[tuple[str, str]],
+    platform: str | None,
+    customers_max: int,
+    customers_min: int,
+    openings: int = 3,
+) -> str:
+    """A `job.toml` with comments that teach."""
+    parts = [f'\n[[department]]\norg = "{org}"\ndataset = "{name}"\n' for org, name in departments]
+    return TEMPLATE.format(
+        job=job,
+        bank=bank,
+        dataset=dataset,
+        departments="".join(parts),
+        platform=f'platform = "{platform}"\n' if platform else "",
+        customers_max=customers_max,
+        customers_min=customers_min,
+        openings=openings,
+    )
+
+
+def build(
+    draft: JobDraft,
+    *,
+    catalogue: Mapping[tuple[str, str], Dataset],
+    registry: RegistrySnapshot,
+    cover_rows: int,
+    package_sha256: str,
+    now: datetime,
+    previous: str | None = None,
+) -> JobManifest:
+    """The manifest of a draft.
+
+    catalogue: the signed entries, by owner and dataset name. Raises NotFound for a dataset that is
+    not published, Refused for a field that its owner does not open, UsageError for figures that do
+    not fit together, ParameterError-like reasons from the query as UsageError.
+    """
+    bank = _party(draft.bank, Role.BANK, draft, catalogue)
+    departments = [_party(item, Role.DEPARTMENT, draft, catalogue) for item in draft.department]
+    platform = [JobParty(org=draft.platform, role=Role.PLATFORM)] if draft.platform else []
+    query, tokens, between = plan.plan(
+        rows=cover_rows,
+        customers_max=draft.limits.customers_max,
+        bank_fields=len(bank.fields),
+        department_fields={party.org: len(party.fields) for party in departments},
+        parameters=draft.scorecard,
+    )
+    try:
+        manifest = JobManifest(
+            job=draft.job,
+            created=utc_text(now),
+            purpose=draft.purpose,
+            parties=(bank, *departments, *platform),
+            registry=registry,
+            cover=CoverRule(kind=draft.cover.kind, decoys=draft.cover.decoys, rows=cover_rows),
+            package_sha256=package_sha256,
+            parameters=draft.scorecard,
+            query=query,
+            limits=Limits(
+                customers_max=draft.limits.customers_max,
+                customers_min=draft.limits.customers_min,
+                tokens=tokens,
+                tokens_between=between,
+                wall_time_s=draft.limits.wall_time_s,
+            ),
+            disclosures=(),
+            outputs=(bank.org,),
+            not_before=utc_text(now),
+            expires=utc_text(now + timedelta(days=draft.days)),
+            previous=previous,
+        )
+    except ValidationError as error:
+        raise UsageError("; ".join(_complaints(error))) from None
+    return manifest.model_copy(update={"disclosures": plan.declare(manifest)})
+
+
+def _party(
+    item: DatasetDraft,
+    role: Role,
+    draft: JobDraft,
+    catalogue: Mapping[tuple[str, str], Dataset],
+) -> JobParty:
+    entry = catalogue.get((item.org, item.dataset))
+    if entry is None:
+        todo = f"ask {item.org} to run `lianmo catalogue publish {item.dataset}`"
+        raise NotFound(f"{item.org} has no published dataset {item.dataset}", todo=todo)
+    fields = item.fields
+    if fields is None:
+        fields = tuple(field.name for field in entry.features)
+    try:
+        require_usable(
+            entry,
+            fields,
+            role=role,
+            purpose=draft.purpose,
+            min_cohort=draft.scorecard.min_cohort,
+        )
+    except LianmoError as error:
+        error.todo = error.todo or "change the fields or the parameters in the draft"
+        raise
+    return JobParty(
+        org=item.org,
+        role=role,
+        dataset=item.dataset,
+        catalogue_digest=entry.digest(),
+        fields=fields,
+    )
