@@ -303,9 +303,7 @@ class Bank:
         self._secret = secret
         self._book = book
         self._list = digest(labels.SET_OPRF_LIST, code_words(self._codes).tobytes())
-        self._words: NDArray[np.uint32] | None = None
-        self._rows: Words | None = None
-        self._session = b""
+        self._held: _Held | None = None
 
     def reply(self, hello: Hello, executor: Executor | None = None) -> Reply:
         """The one reply of this attempt; in the book before it is returned.
@@ -321,22 +319,24 @@ class Bank:
             raise ProtocolError(REFUSED)
         if stored is not None and stored.customers != made_from[1]:
             raise ParameterError("another list takes a new attempt and a new approval of m")
-        reply = self._reply(hello, executor)
+        reply, held = self._reply(hello, executor)
         # After a restart it was computed again, as the bank needs V with it. Bytes that differ from
         # the stored ones, whatever the reason, must not leave: the book raises.
         self._book.record(self._attempt, StoredReply(*made_from, reply.payload()))
+        self._held = held
         return reply
 
     def finalize(self, executor: Executor | None = None) -> CustomerRowKeys:
         """The customers' row keys. The dummies are evaluated too: the time shows no count."""
-        if self._rows is None or self._words is None:
+        if self._held is None:
             raise RuntimeError("finalize comes after reply")
-        keys = _evaluate(self._session, self._attempt.m, self._rows, None, self._words, executor)
+        held, m = self._held, self._attempt.m
+        keys = _evaluate(held.session, m, held.rows, None, held.words, executor)
         return CustomerRowKeys(self._codes, keys[: len(self._codes)])
 
-    def _reply(self, hello: Hello, executor: Executor | None) -> Reply:
+    def _reply(self, hello: Hello, executor: Executor | None) -> tuple[Reply, _Held]:
         m = self._attempt.m
-        store, session, nonce = self._store(hello)
+        store, words, session, nonce = self._store(hello)
         # Equal pads mean an equal store, whatever else went wrong: the roots follow from P.
         stream = Stream(self._derive(labels.SET_OPRF_ROOTS, session, digest(store.tobytes())))
         identity = _identity(self._context, hello.nonce)
@@ -348,8 +348,7 @@ class Bank:
         sums = trees.sums ^ base.keys
         seed = _check_seed(session, base.point, sums, trees.leaf_sums, trees.digest, correction)
         check_messages, check_rows = vole.random_sums(seed, store, rows, m)
-        self._rows, self._session = rows, session
-        return Reply(
+        reply = Reply(
             self._context,
             nonce,
             base.point,
@@ -360,23 +359,32 @@ class Bank:
             check_messages,
             check_rows,
         )
+        return reply, _Held(session, rows, words)
 
-    def _store(self, hello: Hello) -> tuple[Words, bytes, bytes]:
-        """Store, session and nonce; keeps the padded list."""
+    def _store(self, hello: Hello) -> tuple[Words, NDArray[np.uint32], bytes, bytes]:
+        """Store, padded list, session and nonce."""
         m = self._attempt.m
         for attempted in range(TRIES):
             nonce = self._derive(labels.SET_OPRF_NONCE, hello.digest(), self._list, attempted)
             session = _session(hello, nonce)
             stream = Stream(self._derive(labels.SET_OPRF_STORE, session, self._list))
-            self._words = _with_dummies(code_words(self._codes), self._size, stream)
-            hashes = _places(session, self._words)
-            store = okvs.build(hashes, m, vole.padded(m), stream)
+            words = _with_dummies(code_words(self._codes), self._size, stream)
+            store = okvs.build(_places(session, words), m, vole.padded(m), stream)
             if store is not None:
-                return store, session, nonce
+                return store, words, session, nonce
         raise RuntimeError(f"no store in {TRIES} tries of 2^-40 each")
 
     def _derive(self, label: bytes, *parts: bytes | int) -> bytes:
         return _prf(self._secret, label, self._context, *parts)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Held:
+    """What the bank needs for its keys once the reply has left."""
+
+    session: bytes
+    rows: Words = field(repr=False)  # V
+    words: NDArray[np.uint32] = field(repr=False)  # the customers' codes, then the dummies
 
 
 # --- codes
