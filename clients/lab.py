@@ -22,6 +22,8 @@ from federation.tasks.local import local_manifest
 from federation.tasks.model import fit_pooled
 
 MIN_COHORT = 50
+MAX_BINS = 32
+BADS_A_BIN = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +101,7 @@ def try_split(
         manifest,
         created=utc_text(now),
         names=parts.names,
-        pooled=fit_pooled(
-            run.result, parts.bank, parts.bank_data, parts.departments, manifest.parameters
-        ),
+        pooled=fit_pooled(run.result, parts.bank, parts.bank_data, parts.departments, parameters),
         is_lab=True,
     )
     return Finding(report, parts.notes + run.result.notes, run.seconds, run.size_bytes)
@@ -110,9 +110,15 @@ def try_split(
 def parameters_for(
     parts: Split, *, openings: int = 3, min_cohort: int | None = None
 ) -> ScorecardParameters:
-    """A job's defaults; on a small table bins of fewer customers, as there would be none else."""
-    smallest = min_cohort or max(5, min(MIN_COHORT, parts.bank_data.customers // 20))
-    return ScorecardParameters(openings=openings, min_cohort=smallest)
+    """A job's defaults, but on a small table coarser bins, and bins of fewer customers.
+
+    What limits a fine bin is how many bads it has: on tables of 200 to 900 bads 10 to 16 pre-bins
+    gave a test AUC that was 0.005 to 0.03 higher than 32.
+    """
+    customers, bads = parts.bank_data.customers, int(parts.bank_data.labels.sum())
+    smallest = min_cohort or max(5, min(MIN_COHORT, customers // 20))
+    most = max(10, min(MAX_BINS, min(bads, customers - bads) // BADS_A_BIN))
+    return ScorecardParameters(openings=openings, min_cohort=smallest, max_bins=most)
 
 
 def manifest_of(parts: Split, parameters: ScorecardParameters) -> JobManifest:
@@ -121,7 +127,7 @@ def manifest_of(parts: Split, parameters: ScorecardParameters) -> JobManifest:
     Its dates are fixed: all randomness is bound to its digest, and a lab run can be repeated.
     """
     manifest = local_manifest(
-        parts.bank_data, parts.departments, parameters, bank_org=parts.bank, job="lab"
+        parts.bank_data, parts.departments, parameters, bank_org=parts.bank, job=parts.job
     )
     named = {"registry": parts.registry.described(), "package_sha256": package_sha256()}
     return manifest.model_copy(update=named)

@@ -375,6 +375,7 @@ def _text_of(value: bool | int | float | str | None) -> str | None:
 class Split:
     """What each party would have: the very input of the party programs."""
 
+    job: str  # what to call the run
     bank: str
     bank_data: BankData
     departments: dict[str, DepartmentData]
@@ -439,6 +440,7 @@ def split(
         test=test,
     )
     return Split(
+        job=_job(spec.name),
         bank=orgs[holder.id],
         bank_data=bank_data,
         departments=departments,
@@ -488,6 +490,10 @@ def _org(name: str) -> str:
     text = re.sub(r"[^a-z0-9_-]+", "_", name.lower()).strip("_-")
     text = text if re.match(r"[a-z].", text) else f"p_{text}"
     return text[:32]
+
+
+def _job(name: str) -> str:
+    return f"lab-{re.sub(r'[^a-z0-9_.-]+', '-', name.lower())}"[:64].rstrip("-")
 
 
 def field_name(column: str) -> str:

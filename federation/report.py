@@ -9,10 +9,10 @@ that opens it asks nobody for anything.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -30,9 +30,9 @@ from federation.evaluation import (
     PopulationStability,
     plain,
 )
-from federation.ledger import Disclosure, What
-from federation.objects import Approval, CoverKind, Decision, JobManifest, ScorecardParameters
-from federation.tasks.model import PooledFit, ScorecardResult
+from federation.ledger import Disclosure
+from federation.objects import Approval, CoverKind, Decision, JobManifest
+from federation.tasks.model import PooledFit, ScorecardModel
 from federation.tasks.plan import plan_of
 
 REPORT_VERSION = 1
@@ -49,11 +49,6 @@ class Points:
     base: float
     odds: float
     pdo: float
-
-    @classmethod
-    def of(cls, parameters: ScorecardParameters) -> Points:
-        """The scale that a manifest asks for."""
-        return cls(parameters.base_score, parameters.base_odds, parameters.pdo)
 
     def probability(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """The probability of a bad outcome that a score stands for."""
@@ -201,6 +196,7 @@ class Report:
     intercept: float  # points that every customer starts from
     features: tuple[Feature, ...]
     openings: int
+    notes: tuple[str, ...]
     stages: tuple[StageCost, ...]
     disclosures: tuple[DisclosureLine, ...]
     exposure: Exposure
@@ -210,8 +206,56 @@ class Report:
 # --- making one -----------------------------------------------------------------------------------
 
 
+class Finished(Protocol):
+    """What a report needs of a finished scorecard; a `ScorecardResult` has it."""
+
+    @property
+    def model(self) -> ScorecardModel:
+        """The joint scorecard."""
+
+    @property
+    def scores(self) -> NDArray[np.int64] | None:
+        """(customers,) its points, if they were opened."""
+
+    @property
+    def alone_scores(self) -> NDArray[np.int64]:
+        """(customers,) points of the bank's own model."""
+
+    @property
+    def labels(self) -> NDArray[np.uint8]:
+        """(customers,) 1 = bad."""
+
+    @property
+    def test(self) -> NDArray[np.bool_]:
+        """(customers,) held out."""
+
+    @property
+    def openings(self) -> Sized:
+        """Openings of training scores."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the analyst should know."""
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """By stage."""
+
+    @property
+    def sent_bytes(self) -> Mapping[str, int]:
+        """By stage, to all peers."""
+
+    @property
+    def received_bytes(self) -> Mapping[str, int]:
+        """By stage, from all peers."""
+
+    @property
+    def disclosures(self) -> tuple[Disclosure, ...]:
+        """What really happened."""
+
+
 def report_of(
-    result: ScorecardResult,
+    result: Finished,
     manifest: JobManifest,
     *,
     created: str,
@@ -225,8 +269,8 @@ def report_of(
     created: RFC 3339. approvals: verified ones. names: for display, by organisation. pooled: the
     plaintext comparison, which only a lab can have.
     """
-    scale = Points.of(manifest.parameters)
     model = result.model
+    scale = Points(model.base_score, model.base_odds, model.pdo)
     return Report(
         job=manifest.job,
         task=manifest.task,
@@ -258,6 +302,7 @@ def report_of(
             for feature in model.features
         ),
         openings=len(result.openings),
+        notes=result.notes,
         stages=tuple(
             StageCost(
                 stage,
@@ -288,9 +333,7 @@ def exposure_of(manifest: JobManifest) -> Exposure:
     return Exposure(plan.tokens + max(between, default=0), manifest.limits.customers_min)
 
 
-def _assessment_of(
-    result: ScorecardResult, pooled: PooledFit | None, scale: Points
-) -> Assessment | None:
+def _assessment_of(result: Finished, pooled: PooledFit | None, scale: Points) -> Assessment | None:
     test, bad = result.test, result.labels
     parts = (bad[test], bad[~test])
     if result.scores is None or any(len(np.unique(part)) < 2 for part in parts):
@@ -377,7 +420,7 @@ def disclosure_lines(
             source=item.source,
             to=item.to,
             what=item.what.value.replace("_", " "),
-            meaning=MEANING[item.what],
+            meaning=MEANING.get(item.what.value, ""),
             count=item.count,
             declared=allowed.get((item.source, item.to, item.what), 0),
             bits=item.bits,
@@ -427,19 +470,21 @@ def cover_text(manifest: JobManifest) -> str:
     return "customers: the departments see exactly who the customers are"
 
 
-MEANING: Mapping[What, str] = {
-    What.COVER: "the rows that the job runs over",
-    What.ROW_KEYS: "how many customers there are at most; not who they are",
-    What.QUERIES: "how many encrypted questions were asked; not what they were",
-    What.BIN_DEFINITIONS: "edges and categories of the feature bins",
-    What.BIN_COUNTS: "customers and bads in each fine bin of a feature",
-    What.QUERY_SUMS: "sums over customers of each bin, opened while fitting",
-    What.POPULATION_COVARIANCE: "how two departments' features move together over all enterprises",
-    What.WOE_TABLES: "weights of evidence of the department's own bins, rounded to 0.05",
-    What.DIRECTIONS: "coefficients on the department's own bins, rounded to 8 bits",
-    What.SCORE_OPENING: "one rounded partial score for each customer, while training",
-    What.EVALUATION_OPENING: "the final score of each customer in whole points",
-    What.POINTS_TABLES: "the department's own part of the finished scorecard",
+MEANING: Mapping[str, str] = {
+    "cover": "the rows that the job runs over",
+    "row_keys": "how many customers there are at most; not who they are",
+    "queries": "how many encrypted questions were asked; not what they were",
+    "bin_definitions": "edges and categories of the feature bins",
+    "bin_counts": "customers and bads in each fine bin of a feature",
+    "query_sums": "sums over customers of each bin, opened while fitting",
+    "population_covariance": "how two departments' features move together over all enterprises",
+    "woe_tables": "weights of evidence of the department's own bins, rounded to 0.05",
+    "directions": "coefficients on the department's own bins, rounded to 8 bits",
+    "score_opening": "one rounded partial score for each customer, while training",
+    "evaluation_opening": "the final score of each customer in whole points",
+    "points_tables": "the department's own part of the finished scorecard",
+    "thresholds": "which of the department's bins are split, and where",
+    "split_bits": "on which side of a split each customer stands",
 }
 
 LIMITS = (
