@@ -121,7 +121,10 @@ class Line:
             self._take_in()
 
     def close(self) -> None:
-        """No more frames; what was sent is still delivered, in the background."""
+        """No more frames; what was sent is still delivered, in the background.
+
+        From any thread: whoever waits in `send` or `receive` gets Unavailable.
+        """
         with self._tls, self._state:
             if self._closing:
                 return
@@ -154,9 +157,11 @@ class Line:
     def _send_piece(self, piece: bytes | memoryview) -> None:
         self._wait_for_credit()
         with self._tls:
+            with self._state:  # what ends a session holds _tls: it cannot happen below
+                self._require_open()
+                self._raise_failure()
             sealed = self._session.seal(piece)
             with self._state:
-                self._require_open()
                 self._emit(sealed)
 
     def _wait_for_credit(self) -> None:
@@ -396,8 +401,8 @@ class Line:
             raise self._failure
 
     def _require_open(self) -> None:
-        if self._closing:
-            raise RuntimeError("the transport is closed")
+        if self._closing:  # from another thread: this is how a stopped job wakes its program
+            raise Unavailable("this end of the channel is closed", party=self.address.party)
 
     def _lost(self, what: str) -> PartyLost:
         todo = "ask its operator to run `lianmo doctor`, then start the job again"

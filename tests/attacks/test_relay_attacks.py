@@ -84,6 +84,26 @@ def test_a_relay_that_replays_old_frames_is_survived() -> None:
         transfer(relay.line("bank", "tax"), relay.line("tax", "bank"), 40, 10_000)
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_relay_that_does_all_of_it_in_both_directions_is_survived(seed: int) -> None:
+    chance = random.Random(seed)  # noqa: S311 - the attacker's dice
+    held: dict[str, list[Frame]] = {"bank": [], "tax": []}
+
+    def lying(sender: str, frame: Frame) -> Iterable[Frame]:
+        late = held[sender]
+        late.append(frame)
+        released = [late.pop(chance.randrange(len(late))) for _ in range(len(late) // 2)]
+        again = [frame] if chance.random() < 0.2 else []
+        return [item for item in released + again if chance.random() > 0.1]
+
+    with memory_relay(lying) as relay:
+        bank, tax = relay.line("bank", "tax"), relay.line("tax", "bank")
+        with in_background(lambda: [tax.send(number.to_bytes(900)) for number in range(30)]):
+            expected = [number.to_bytes(900) for number in range(30)]
+            assert [bank.receive(20) for _ in range(30)] == expected
+        transfer(bank, tax, 30, 3000)
+
+
 @pytest.mark.parametrize("place", [0, 5, 40, -1])
 def test_one_changed_byte_ends_the_channel_and_names_the_peer(place: int) -> None:
     armed = threading.Event()

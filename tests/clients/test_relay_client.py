@@ -121,8 +121,24 @@ def test_what_was_sent_before_close_arrives_and_then_the_end_is_told(pair: Pair)
         tax.receive(5)
     with pytest.raises(PartyLost, match="bank: ended the channel"):
         tax.send(b"too late")
-    with pytest.raises(RuntimeError, match="closed"):
+    with pytest.raises(Unavailable, match="this end of the channel is closed"):
         bank.receive(1)
+    tax.close()
+
+
+@pytest.mark.parametrize("step", ["receive", "send"])
+def test_closing_from_another_thread_wakes_a_program_that_waits(pair: Pair, step: str) -> None:
+    bank, tax = pair.channel()
+
+    def program() -> None:
+        with pytest.raises(Unavailable, match="this end of the channel is closed"):
+            bank.receive(20) if step == "receive" else bank.send(bytes(4 * WINDOW))
+
+    began = time.monotonic()
+    with in_background(program):
+        time.sleep(0.2)
+        bank.close()
+    assert time.monotonic() - began < 5
     tax.close()
 
 
