@@ -18,7 +18,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -104,9 +104,9 @@ class Flower(Protocol):
 class Task:
     """What a ServerApp process is given, over its standard input."""
 
-    token: str
+    token: str = field(repr=False)
     run_id: int
-    order: TrainOrder
+    order: TrainOrder = field(repr=False)
     nodes: Mapping[str, int]  # organisation -> node id
     wall_time_s: float
 
