@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Literal
 
 from protocols.errors import ParameterError
-from protocols.set_oprf import approved_size
+from protocols.set_oprf import approved_size, most_keys
 
 Way = Literal["voprf", "set"]
 
@@ -27,5 +27,13 @@ def choose(customers: int) -> Way:
 
 
 def approved_number(customers: int, way: Way) -> int:
-    """What manifest and ledger state: how many row keys the bank can get, whatever it does."""
+    """What manifest and ledger state: the keys that a bank gets by any known way, cheating or not.
+
+    An integer from integers; still, both sides take it from the manifest.
+    """
     return customers if way == "voprf" else approved_size(customers)
+
+
+def provable_number(customers: int, registry: int, way: Way) -> int:
+    """The most keys of `registry` codes that no bank can exceed, for the reader of the ledger."""
+    return customers if way == "voprf" else most_keys(approved_size(customers), registry)

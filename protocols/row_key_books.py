@@ -80,17 +80,18 @@ class AttemptBook(Protocol):
     condition and write are one step, also for two processes.
     """
 
-    def open(self, attempt: Attempt) -> None:
+    def open(self, attempt: Attempt, approved: int) -> None:
         """Durable, before the hello leaves. Again for the same attempt it changes nothing.
 
         Condition: it is not refused, the pair has no later attempt and no attempt of this number
-        with another m, and fewer than `REFUSALS_MAX` were refused.
+        with another m, fewer than `REFUSALS_MAX` were refused, and its m with those of the pair's
+        other attempts that count (`given`) is at most `approved`.
         """
 
     def take(self, attempt: Attempt, reply: bytes) -> None:
         """Durable, before the reply is looked at: this is the digest that the attempt is about.
 
-        Condition: `open`'s, it was opened, and took no reply or this very one.
+        Condition: it was opened and is neither over nor refused, and took no reply or this one.
         """
 
     def refuse(self, attempt: Attempt) -> None:
@@ -99,7 +100,7 @@ class AttemptBook(Protocol):
     def given(self, pair: tuple[str, str, bytes]) -> int:
         """Sum of m over the pair's attempts that took a reply and did not refuse it.
 
-        What the ledger holds against the bank: it may have learned so many keys.
+        What the ledger says of the bank: it may have got so many keys.
         """
 
 
@@ -129,8 +130,14 @@ class MemoryAttemptBook:
     def __init__(self) -> None:
         self._pairs: dict[tuple[str, str, bytes], dict[Attempt, _Progress]] = {}
 
-    def open(self, attempt: Attempt) -> None:
+    def open(self, attempt: Attempt, approved: int) -> None:
         progress = self._require_open(attempt)
+        own = attempt.m if progress is not None and progress.reply else 0
+        if self.given(attempt.pair) - own + attempt.m > approved:
+            raise ProtocolError(
+                f"{attempt.m:,} row keys asked, {self.given(attempt.pair) - own:,} given before, "
+                f"{approved:,} approved"
+            )
         if progress is None:
             self._pairs.setdefault(attempt.pair, {})[attempt] = _Progress()
 

@@ -177,17 +177,24 @@ class Reply:
 class Department:
     """Holds Delta; after `accept` it has the row keys of the whole registry.
 
-    registry: the snapshot's codes, sorted, each once. secret: 32 bytes that never leave, one for
-    each (bank, snapshot); a department that is rebuilt with it, after a crash, sends the same hello
-    and takes the same reply again, no other.
+    approved: the keys that this bank may get on this snapshot over all attempts; an accepted one
+    counts m, whatever becomes of it. registry: the snapshot's codes, sorted, each once. secret: 32
+    bytes that never leave; a department that is rebuilt with it, after a crash, sends the same
+    hello and takes the same reply again, no other.
     """
 
     def __init__(
-        self, attempt: Attempt, registry: NDArray[np.bytes_], secret: bytes, book: AttemptBook
+        self,
+        attempt: Attempt,
+        approved: int,
+        registry: NDArray[np.bytes_],
+        secret: bytes,
+        book: AttemptBook,
     ) -> None:
         _require_secret(secret)
         _require_registry(registry)
         self._attempt = attempt
+        self._approved = approved
         self._context = attempt.context()
         self._registry = registry
         self._book = book
@@ -203,9 +210,10 @@ class Department:
     def hello(self) -> Hello:
         """The same in every call and every life of this attempt.
 
-        Raises ProtocolError if the attempt is over or too many were refused.
+        Raises ProtocolError if the attempt is over, if too many were refused, or beyond what was
+        approved.
         """
-        self._book.open(self._attempt)
+        self._book.open(self._attempt, self._approved)
         self._said_hello = True
         return self._hello
 
@@ -294,7 +302,8 @@ class Bank:
         self._size = capacity(attempt.m)
         if not 0 < len(customers) <= self._size:
             raise ParameterError(f"{len(customers):,} customers, 1 to {self._size:,} fit m")
-        self._codes = np.unique(customers)
+        # Lists mostly come sorted, and sorting a million of them takes as long as all the rest.
+        self._codes = customers if _is_ascending(customers) else np.unique(customers)
         if len(self._codes) != len(customers):
             raise ParameterError("the list of customers holds a code twice")
         _require_listed(self._codes, registry)
@@ -419,8 +428,12 @@ def _with_dummies(words: NDArray[np.uint32], count: int, stream: Stream) -> NDAr
 
 
 def _require_registry(registry: NDArray[np.bytes_]) -> None:
-    if registry.ndim != 1 or not len(registry) or not np.all(registry[:-1] < registry[1:]):
+    if not len(registry) or not _is_ascending(registry):
         raise ParameterError("a registry is a list of codes, sorted, each once")
+
+
+def _is_ascending(codes: NDArray[np.bytes_]) -> bool:
+    return codes.ndim == 1 and bool(np.all(codes[:-1] < codes[1:]))
 
 
 def _require_listed(codes: NDArray[np.bytes_], registry: NDArray[np.bytes_]) -> None:

@@ -57,7 +57,7 @@ def warm() -> None:
 def _warm_set_oprf() -> None:
     attempt = Attempt("bank", "department", bytes(32), set_oprf.approved_size(1), 0)
     codes, secret = np.array([b"1"]), bytes(set_oprf.SECRET_BYTES)
-    department = set_oprf.Department(attempt, codes, secret, MemoryAttemptBook())
+    department = set_oprf.Department(attempt, attempt.m, codes, secret, MemoryAttemptBook())
     bank = set_oprf.Bank(attempt, codes, codes, secret, MemoryReplyBook())
     department.accept(bank.reply(department.hello())).row_keys(codes)
     bank.finalize()

@@ -38,7 +38,8 @@ ONES = np.ones(COLUMNS, np.uint8)
 
 
 def department(book: MemoryAttemptBook | None = None, attempt: Attempt = ATTEMPT) -> Department:
-    return Department(attempt, REGISTRY, digest("department"), book or MemoryAttemptBook())
+    book = book or MemoryAttemptBook()
+    return Department(attempt, 10 * attempt.m, REGISTRY, digest("department"), book)
 
 
 # --- what a curious department knows how to do

@@ -18,7 +18,7 @@ from federation import wire
 from protocols import base_ot, okvs, seed_trees, set_oprf, vole
 from protocols.errors import ParameterError, ProtocolError
 from protocols.hermitian import COLUMNS, DISTANCE, code_table, encode_rows, generator, multiply
-from protocols.row_key_agreement import approved_number, choose
+from protocols.row_key_agreement import approved_number, choose, provable_number
 from protocols.row_key_books import (
     REFUSALS_MAX,
     Attempt,
@@ -57,8 +57,9 @@ def department(
     attempt: Attempt = ATTEMPT,
     book: MemoryAttemptBook | None = None,
     registry: NDArray[np.bytes_] = REGISTRY,
+    approved: int = 10_000_000,
 ) -> Department:
-    return Department(attempt, registry, SECRETS[0], book or MemoryAttemptBook())
+    return Department(attempt, approved, registry, SECRETS[0], book or MemoryAttemptBook())
 
 
 def bank(
@@ -359,8 +360,8 @@ class CrashingAttempts(MemoryAttemptBook):
         if self.at == name:
             raise Crash
 
-    def open(self, attempt: Attempt) -> None:
-        self._crash("open", lambda: MemoryAttemptBook.open(self, attempt))
+    def open(self, attempt: Attempt, approved: int) -> None:
+        self._crash("open", lambda: MemoryAttemptBook.open(self, attempt, approved))
 
     def take(self, attempt: Attempt, reply: bytes) -> None:
         self._crash("take", lambda: MemoryAttemptBook.take(self, attempt, reply))
@@ -451,6 +452,25 @@ def test_a_later_attempt_ends_the_earlier_ones_and_adds_to_what_is_given(reply: 
             step()
 
 
+def test_accepted_attempts_count_against_what_is_approved_and_refused_ones_do_not(
+    reply: Reply,
+) -> None:
+    book = MemoryAttemptBook()
+    with pytest.raises(ProtocolError, match="approved"):
+        department(book=book, approved=ATTEMPT.m - 1).hello()
+    d = department(book=book, approved=ATTEMPT.m)
+    d.hello()
+    with pytest.raises(ProtocolError, match=REFUSED):
+        d.accept(dataclasses.replace(reply, leaves=bytes(32)))
+    second, third = (dataclasses.replace(ATTEMPT, number=number) for number in (2, 3))
+    d, b = department(second, book, approved=ATTEMPT.m), bank(second)
+    d.accept(b.reply(d.hello()))
+    d.hello()  # its own reply, taken again, does not count twice
+    with pytest.raises(ProtocolError, match="approved"):
+        department(third, book, approved=2 * ATTEMPT.m - 1).hello()
+    department(third, book, approved=2 * ATTEMPT.m).hello()
+
+
 def test_an_attempt_number_belongs_to_one_m() -> None:
     book = MemoryAttemptBook()
     department(book=book).hello()
@@ -536,7 +556,7 @@ def test_an_attempt_is_well_formed(change: dict[str, object]) -> None:
 
 def test_secrets_have_their_length() -> None:
     with pytest.raises(ValueError, match="32 bytes"):
-        Department(ATTEMPT, REGISTRY, bytes(31), MemoryAttemptBook())
+        Department(ATTEMPT, ATTEMPT.m, REGISTRY, bytes(31), MemoryAttemptBook())
     with pytest.raises(ValueError, match="32 bytes"):
         Bank(ATTEMPT, CUSTOMERS, REGISTRY, bytes(33), MemoryReplyBook())
 
@@ -598,6 +618,8 @@ def test_the_way_follows_from_the_number_of_customers() -> None:
     assert [choose(n) for n in (1, 999, 1000, 10**6)] == ["voprf", "voprf", "set", "set"]
     assert approved_number(300, choose(300)) == 300
     assert approved_number(50_000, choose(50_000)) == 54_217
+    assert provable_number(300, 10**6, "voprf") == 300
+    assert provable_number(50_000, 10**6, "set") == most_keys(54_217, 10**6) < 60_000
     with pytest.raises(ParameterError):
         choose(0)
 

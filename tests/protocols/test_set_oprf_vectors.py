@@ -28,7 +28,7 @@ def test_every_message_and_key_is_that_of_the_second_implementation() -> None:
     registry = np.array([code.encode() for code in EXPECTED["registry"]])
     customers = np.array([code.encode() for code in EXPECTED["customers"]])
     secrets = bytes.fromhex(EXPECTED["secret_d"]), bytes.fromhex(EXPECTED["secret_b"])
-    department = Department(attempt, registry, secrets[0], MemoryAttemptBook())
+    department = Department(attempt, attempt.m, registry, secrets[0], MemoryAttemptBook())
     bank = Bank(attempt, customers, registry, secrets[1], MemoryReplyBook())
     assert attempt.context().hex() == EXPECTED["context"]
 
