@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from itertools import combinations
+from functools import partial
 from typing import Any
 
 from federation.channel import Channel, Traffic, in_process, run_in_process
@@ -123,20 +123,15 @@ def run_scorecard_in_process(
     bank_org = manifest.bank
     orgs = [bank_org, *manifest.departments]
     links = channels or in_process(orgs)
-    pairs = {frozenset(pair): _pair_seed(seeds, *pair) for pair in combinations(orgs[1:], 2)}
     parties = {
-        org: _local_party(org, orgs, manifest, seeds[org], links[org], pairs, attempt, executor)
+        org: local_party(
+            org, manifest, seeds, links[org], attempt=attempt, executor=executor, report=report
+        )
         for org in orgs
     }
-    for org, party in parties.items():
-        party.report = _reporter(report, org)
-    programs: dict[str, Callable[[], Any]] = {
-        org: _stopping(parties[org], _program(parties[org], departments[org])) for org in orgs[1:]
-    }
-    programs[bank_org] = _stopping(
-        parties[bank_org], lambda: scorecard.run_bank(parties[bank_org], bank)
-    )
-    done = run_in_process(programs)
+    data: dict[str, BankData | DepartmentData] = {bank_org: bank, **departments}
+    programs = {org: partial(run_party, parties[org], data[org]) for org in orgs}
+    done: dict[str, Any] = run_in_process(programs)
     return LocalRun(
         done[bank_org],
         {org: done[org] for org in orgs[1:]},
@@ -160,52 +155,45 @@ def _pair_seed(seeds: Mapping[str, bytes], a: str, b: str) -> bytes:
     return digest("local pair seed", seeds[a], seeds[b])
 
 
-def _local_party(
+def local_party(
     org: str,
-    orgs: Sequence[str],
     manifest: JobManifest,
-    seed: bytes,
+    seeds: Mapping[str, bytes],
     channels: Mapping[str, Channel],
-    pairs: Mapping[frozenset[str], bytes],
-    attempt: int,
-    executor: Executor | None,
+    *,
+    attempt: int = 0,
+    executor: Executor | None = None,
+    report: Callable[[str, Progress], None] = lambda org, progress: None,
 ) -> Party:
+    """One party of a local run, with books in memory."""
+    between = manifest.departments if org != manifest.bank else ()
     return Party(
         me=org,
         manifest=manifest,
         attempt=attempt,
-        randomness=Randomness(seed, bytes.fromhex(manifest.digest()), attempt),
+        randomness=Randomness(seeds[org], bytes.fromhex(manifest.digest()), attempt),
         channels=channels,
         pair_seeds={
-            peer: pairs[frozenset((org, peer))] for peer in orgs if frozenset((org, peer)) in pairs
+            peer: _pair_seed(seeds, *sorted((org, peer))) for peer in between if peer != org
         },
         ledger=Ledger(org, [line.entry() for line in manifest.disclosures]),
         spent=MemorySpentBook(),
         answers=MemoryAnswerBook(),
         executor=executor,
+        report=partial(report, org),
     )
 
 
-def _program(party: Party, data: DepartmentData) -> Callable[[], DepartmentPart]:
-    return lambda: scorecard.run_department(party, data)
-
-
-def _reporter(report: Callable[[str, Progress], None], org: str) -> Callable[[Progress], None]:
-    return lambda progress: report(org, progress)
-
-
-def _stopping(party: Party, program: Callable[[], Any]) -> Callable[[], Any]:
-    """A party that fails tells the others, so that they need not wait for its next message."""
-
-    def run() -> Any:
-        try:
-            return program()
-        except Exception as error:
-            code = type(error).__name__
-            if not isinstance(error, LianmoError | ProtocolError | ParameterError):
-                code = "internal"
-            for channel in party.channels.values():
-                channel.stop(party.stage, code)
-            raise
-
-    return run
+def run_party(party: Party, data: BankData | DepartmentData) -> Any:
+    """The party's program; one that fails tells the others, so that they need not wait for it."""
+    try:
+        if isinstance(data, BankData):
+            return scorecard.run_bank(party, data)
+        return scorecard.run_department(party, data)
+    except Exception as error:
+        code = type(error).__name__
+        if not isinstance(error, LianmoError | ProtocolError | ParameterError):
+            code = "internal"
+        for channel in party.channels.values():
+            channel.stop(party.stage, code)
+        raise
