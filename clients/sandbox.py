@@ -157,14 +157,15 @@ class Sandbox:
         """Start a resident process of one organisation and wait for its line with `ready`."""
         self.say(org, arguments)
         log = self.folder / f"{org}-{arguments[0]}.log"
-        process = subprocess.Popen(  # noqa: S603 - our own command line
-            self._command(*arguments),
-            env=self._environment(org),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log.open("a"),
-            text=True,
-        )
+        with log.open("a") as errors:
+            process = subprocess.Popen(  # noqa: S603 - our own command line
+                self._command(*arguments),
+                env=self._environment(org),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
         self._services[f"{org} {arguments[0]}"] = process
         seen = threading.Event()
 

@@ -1,0 +1,255 @@
+"""The main job as people run it: real processes, TLS, signed approvals, on a small city.
+
+One sandbox serves all tests of this file; each looks at another promise.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from clients.sandbox import Member, Sandbox
+from federation.channel import in_process
+from federation.codes import code_for_row
+from federation.envelope import Envelope
+from federation.objects import JobManifest, RunRecord
+from federation.tables import BankData, DepartmentData, NumberColumn
+from federation.tasks.local import local_party, run_party
+from federation.tasks.model_files import model_from_json, model_to_json, part_to_json
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
+
+ROWS, CUSTOMERS = 1_600, 900
+CANARY = 777_123_454_321  # a value of one enterprise in the tax table
+JOB = "small-city"
+DEPARTMENTS = ("tax", "court")
+
+
+@dataclass(frozen=True)
+class City:
+    """A finished job with all that it left."""
+
+    box: Sandbox
+    folder: Path
+    tables: dict[str, pd.DataFrame]
+    registry: np.ndarray
+    manifest: JobManifest
+    watched: str
+
+
+def codes(dataset: int, rows: np.ndarray) -> np.ndarray:
+    return code_for_row(dataset, rows).astype("S18").astype(str)
+
+
+def make_tables() -> tuple[dict[str, pd.DataFrame], np.ndarray]:
+    rng = np.random.default_rng(7)
+    all_codes = codes(4, np.arange(ROWS))
+    hidden = rng.normal(size=(ROWS, 3))
+    amount = np.round(np.exp(8 + hidden[:, 0])).astype(np.int64)
+    amount[3] = CANARY
+    tax = pd.DataFrame({"code": all_codes, "paid": amount, "late": rng.poisson(1, ROWS)})
+    court = pd.DataFrame({"code": all_codes, "cases": np.clip(hidden[:, 1] * 3, 0, None).round()})
+    risk = -1 + 0.9 * hidden[:, 2] - 0.8 * hidden[:, 0] + 0.7 * hidden[:, 1]
+    bad = (rng.random(ROWS) < 1 / (1 + np.exp(-risk))).astype(np.int64)
+    bank = pd.DataFrame({"code": all_codes, "balance": hidden[:, 2].round(3), "bad": bad})
+    chosen = rng.permutation(ROWS)[:CUSTOMERS]
+    tables = {
+        "bank": bank.iloc[chosen],
+        "tax": tax.iloc[np.r_[0:1500]].sample(frac=1, random_state=1),
+        "court": court.sample(frac=1, random_state=2),
+    }
+    return tables, np.sort(all_codes.astype("S18"))
+
+
+@pytest.fixture(scope="module")
+def city(tmp_path_factory: pytest.TempPathFactory) -> Iterator[City]:
+    folder = tmp_path_factory.mktemp("city")
+    kinds = {"platform": "platform", "bank": "bank", "tax": "department", "court": "department"}
+    own = codes(5, np.arange(len(kinds)))
+    members = [
+        Member(org, kind, org.title(), code)
+        for (org, kind), code in zip(kinds.items(), own, strict=True)
+    ]
+    tables, registry = make_tables()
+    (folder / "registry.txt").write_text("\n".join(registry.astype(str)) + "\n")
+    with Sandbox(folder / "homes", members, region="Testville") as box:
+        box.found()
+        box.start("platform", "coordinator", "start")
+        names = {"bank": "loans", "tax": "payments", "court": "cases"}
+        where = ("--region", "Testville", "--as-of", "2026-10-31")
+        box.everybody(
+            (org, ("registry", "add", str(folder / "registry.txt"), *where)) for org in names
+        )
+        for org, name in names.items():
+            path = folder / f"{org}.csv"
+            tables[org].to_csv(path, index=False)
+            label = ("--label", "bad") if org == "bank" else ()
+            box.run(org, "data", "add", name, "--file", str(path), "--key", "code", *label)
+            words = ("--title", name, "--legal-basis", "test", "--update-frequency", "never")
+            box.run(org, "catalogue", "set", name, *words, "--provenance", "made up")
+            box.run(org, "catalogue", "publish", name)
+            box.start(org, "node", "start")
+        draft = folder / "job.toml"
+        departments = [p for org in DEPARTMENTS for p in ("--department", f"{org}/{names[org]}")]
+        limits = ("--customers-max", "1000", "--customers-min", "800")
+        out = ("--platform", "platform", "--out", str(draft))
+        box.run("bank", "job", "new", JOB, "--dataset", "loans", *departments, *limits, *out)
+        digest = box.run("bank", "job", "submit", str(draft), "--json").json()["manifest_digest"]
+        for org in (*DEPARTMENTS, "platform"):
+            box.run(org, "job", "approve", JOB, "--manifest", digest)
+        watched = box.run("bank", "job", "watch", JOB)
+        record = json.loads(
+            next((folder / "homes/bank/runs" / JOB).glob("*/record.json")).read_text()
+        )
+        assert record["payloadType"].startswith("application/vnd.lianmo.run-record")
+        manifest = _manifest(box)
+        yield City(box, folder, tables, registry, manifest, watched.err)
+
+
+def _manifest(box: Sandbox) -> JobManifest:
+    from clients.coordinator_client import CoordinatorClient
+    from clients.home import Home
+
+    with CoordinatorClient(Home.open(box.home("bank"), environment={})) as client:
+        return client.job(JOB).manifest.unverified(JobManifest)
+
+
+def _attempt(city: City, org: str) -> Path:
+    return next((city.box.home(org) / "runs" / JOB).glob("*-1"))
+
+
+def test_the_job_succeeds_and_the_joint_model_beats_the_bank_alone(city: City) -> None:
+    report = city.box.run("bank", "job", "report", JOB, "--json").json()
+    assert report["joint"]["auc"] > report["bank_only"]["auc"]
+    assert report["openings"] >= 1
+    assert report["exposure"] < 0.05
+    assert "succeeded" in city.watched
+
+
+def test_the_processes_send_the_very_bytes_that_one_process_would(city: City) -> None:
+    """Same manifest, seeds and data: equal frames on every channel, equal model."""
+    orgs = ["bank", *DEPARTMENTS]
+    seeds = {org: (_attempt(city, org) / "seed").read_bytes() for org in orgs}
+    data: dict[str, BankData | DepartmentData] = {"bank": _bank_data(city)}
+    for org in DEPARTMENTS:
+        frame = city.tables[org].set_index("code").reindex(city.registry.astype(str))
+        columns = [
+            NumberColumn(name, frame[name].to_numpy(np.float64))
+            for name in city.manifest.party(org).fields
+        ]
+        data[org] = DepartmentData(columns, city.registry)
+    links = in_process(orgs)
+    pair = _pair_seed(city)
+    from federation.channel import run_in_process
+
+    def program(org: str):  # type: ignore[no-untyped-def]
+        party = local_party(org, city.manifest, seeds, links[org], attempt=1)
+        if org in DEPARTMENTS:
+            party.pair_seeds = {peer: pair for peer in DEPARTMENTS if peer != org}
+        return lambda: run_party(party, data[org])
+
+    done = run_in_process({org: program(org) for org in orgs})
+    for org in orgs:
+        envelope = Envelope.from_json((_attempt(city, org) / "record.json").read_bytes())
+        record = envelope.unverified(RunRecord)
+        for peer, sent, received in record.transcript:
+            traffic = links[org][peer].traffic
+            assert (sent, received) == (traffic.sent_digest.hex(), traffic.received_digest.hex())
+        model = (city.box.home(org) / "models" / f"{JOB}.json").read_bytes()
+        again = model_to_json(done[org].model) if org == "bank" else part_to_json(done[org])
+        assert model == again
+        assert record.output == hashlib.sha256(model).hexdigest()
+
+
+def _pair_seed(city: City) -> bytes:
+    from clients.home import Home
+    from clients.runner import pair_seeds
+
+    home = Home.open(city.box.home("tax"), environment={})
+    return pair_seeds(home, city.manifest, 1)["court"]
+
+
+def _bank_data(city: City) -> BankData:
+    frame = city.tables["bank"]
+    positions = np.searchsorted(city.registry, frame["code"].to_numpy().astype("S18"))
+    order = np.argsort(positions)
+    return BankData(
+        cover_rows=ROWS,
+        positions=positions[order],
+        codes=city.registry[positions[order]],
+        columns=[NumberColumn("balance", frame["balance"].to_numpy(np.float64)[order])],
+        labels=frame["bad"].to_numpy(np.uint8)[order],
+    )
+
+
+def test_both_ends_of_every_channel_signed_the_same_transcript(city: City) -> None:
+    said = {}
+    for org in ("bank", *DEPARTMENTS):
+        envelope = Envelope.from_json((_attempt(city, org) / "record.json").read_bytes())
+        record = envelope.unverified(RunRecord)
+        assert record.outcome == "succeeded"
+        assert record.manifest == city.manifest.digest()
+        said |= {(org, peer): (sent, got) for peer, sent, got in record.transcript}
+    for (org, peer), (sent, got) in said.items():
+        assert said[peer, org] == (got, sent)
+
+
+def test_the_bank_holds_the_model_that_the_departments_hold_in_parts(city: City) -> None:
+    model = model_from_json((city.box.home("bank") / "models" / f"{JOB}.json").read_bytes())
+    assert {feature.owner for feature in model.features} == {"bank", *DEPARTMENTS}
+    for org in DEPARTMENTS:
+        part = json.loads((city.box.home(org) / "models" / f"{JOB}.json").read_bytes())
+        own = {item["definition"]["name"]: item["points"] for item in part["features"]}
+        for feature in model.of(org):
+            if feature.is_used:
+                assert own[feature.name] == feature.points_of_bins().tolist()
+
+
+def test_a_value_and_the_customers_of_one_party_are_in_nothing_of_any_other(city: City) -> None:
+    """Canary: whatever the others stored or logged, in the usual disguises."""
+    customers = set(city.tables["bank"]["code"])
+    secrets = {"tax": [str(CANARY)], "bank": sorted(customers)[:20]}
+    for owner, texts in secrets.items():
+        for org in ("platform", "bank", *DEPARTMENTS):
+            if org == owner:
+                continue
+            for path in _files(city, org):
+                if owner == "bank" and path.parent.name == "data":
+                    continue  # the registry names every enterprise, and so does a full table
+                content = path.read_bytes()
+                if content[:2] == b"\x1f\x8b":
+                    content += gzip.decompress(content)
+                for text in texts:
+                    for disguise in _disguises(text):
+                        assert disguise not in content, f"{path.name} of {org}"
+
+
+def _files(city: City, org: str) -> list[Path]:
+    found = [path for path in city.box.home(org).rglob("*") if path.is_file()]
+    logs = city.box.folder.glob(f"{org}-*.log")
+    return [*found, *logs]
+
+
+def _disguises(text: str) -> list[bytes]:
+    raw = text.encode()
+    found = [raw, raw.hex().encode(), text.encode("utf-16-le")]
+    found += [base64.b64encode(bytes(pad) + raw)[4:-4] for pad in (0, 1, 2)]
+    if text.isdigit():
+        found += [int(text).to_bytes(8, "little"), np.float64(int(text)).tobytes()]
+    return found
+
+
+def test_asking_again_for_a_finished_job_changes_nothing(city: City) -> None:
+    again = city.box.run("tax", "job", "approve", JOB, "--manifest", "0" * 64, check=False)
+    assert again.code == 4
+    assert "manifest" in again.err
+    assert city.box.run("court", "job", "status", JOB, "--json").json()["status"] == "succeeded"
