@@ -30,6 +30,8 @@ class What(StrEnum):
     SCORE_OPENING = "score_opening"  # one rounded partial score a customer, while training
     EVALUATION_OPENING = "evaluation_opening"  # one score in whole points a customer
     POINTS_TABLES = "points_tables"  # bank to department: its own part of the finished model
+    THRESHOLDS = "thresholds"  # bank to department: where a tree splits its features
+    SPLIT_BITS = "split_bits"  # one bit a customer for each of these thresholds
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,8 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -347,6 +349,60 @@ class ScorecardParameters(Part):
     reason_codes: Annotated[int, Field(ge=0, le=10)] = 4
 
 
+class TreesParameters(Part):
+    """Binning, growth and limits of boosted trees (PROTOCOLS.md section 7)."""
+
+    max_bins: Annotated[int, Field(ge=2, le=63)] = 32  # pre-bins a feature, missing bin besides
+    min_cohort: Annotated[int, Field(ge=5)] = 50  # training customers of a leaf
+    trees: Annotated[int, Field(ge=1, le=1000)] = 30
+    # Trees that put queries to the departments, from the first; later ones grow on the bank's
+    # features and on the thresholds that are open by then, which asks nobody. None: all.
+    joint_trees: Annotated[int, Field(ge=1, le=1000)] | None = None
+    growth: Literal["depth", "leaf"] = "depth"
+    max_depth: Annotated[int, Field(ge=1, le=10)] = 5
+    max_leaves: Annotated[int, Field(ge=2, le=1024)] = 32  # of a tree grown leaf by leaf
+    hessians: bool = True  # False: half the queries; curvature of a department's bins is estimated
+    thresholds: Annotated[int, Field(ge=1, le=126)] = 3  # distinct, of a department's feature
+    learning_rate: DecimalText = "0.2"
+    l2: DecimalText = "1.0"
+    min_child_weight: DecimalText = "1.0"  # least sum of hessians in a leaf
+    min_gain: DecimalText = "0.0"
+    row_sample: DecimalText = "1.0"  # part of the training customers that a tree is grown on
+    feature_sample: DecimalText = "1.0"  # part of the features that a tree may use
+    validation: DecimalText = "0.0"  # part of the training customers that decides when to stop
+    patience: Annotated[int, Field(ge=0, le=1000)] = 0  # trees without gain there; 0: never stop
+    increasing: tuple[FieldName, ...] = ()  # features in which the risk never falls
+    decreasing: tuple[FieldName, ...] = ()  # features in which the risk never rises
+    bad_weight: DecimalText = "1.0"  # of a bad customer, a good one weighs 1
+    hold_out: DecimalText = "0.30"
+    base_score: Annotated[int, Field(ge=0, le=10_000)] = 600
+    base_odds: Annotated[int, Field(ge=1, le=100_000)] = 20  # goods to one bad at the base score
+    pdo: Annotated[int, Field(ge=1, le=1000)] = 40  # points that double the odds
+    reason_codes: Annotated[int, Field(ge=0, le=10)] = 4
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        shares = {"learning_rate": (0, 1), "row_sample": (0, 1), "feature_sample": (0, 1)}
+        for name, (low, high) in shares.items():
+            if not low < Decimal(getattr(self, name)) <= high:
+                raise ValueError(f"{name} is above {low} and at most {high}")
+        for name in ("validation", "hold_out"):
+            if not 0 <= Decimal(getattr(self, name)) <= Decimal("0.9"):
+                raise ValueError(f"{name} is between 0 and 0.9")
+        for name in ("l2", "min_child_weight", "min_gain"):
+            if not 0 <= Decimal(getattr(self, name)) <= 10**6:
+                raise ValueError(f"{name} is between 0 and 1,000,000")
+        if not Decimal("0.01") <= Decimal(self.bad_weight) <= 100:
+            raise ValueError("bad_weight is between 0.01 and 100")
+        if self.patience and not Decimal(self.validation):
+            raise ValueError("patience needs a validation part to watch")
+        if set(self.increasing) & set(self.decreasing):
+            raise ValueError("a feature is increasing or decreasing, not both")
+        if (self.joint_trees or 1) > self.trees:
+            raise ValueError("joint_trees is at most the number of trees")
+        return self
+
+
 class QueryParameters(Part):
     """Parameters of the linear query that the job's figures need (PROTOCOLS.md section 3)."""
 
@@ -390,13 +446,13 @@ class JobManifest(SignedObject):
     job: ObjectName
     created: Time
     purpose: Purpose
-    task: Literal["scorecard"] = "scorecard"
+    task: Literal["scorecard", "trees"] = "scorecard"
     parties: tuple[JobParty, ...]
     registry: RegistrySnapshot
     cover: CoverRule
     alignment: Literal["voprf"] = "voprf"
     package_sha256: Digest
-    parameters: ScorecardParameters
+    parameters: ScorecardParameters | TreesParameters  # those of the task
     query: QueryParameters
     limits: Limits
     disclosures: tuple[DeclaredDisclosure, ...]
@@ -405,8 +461,17 @@ class JobManifest(SignedObject):
     expires: Time
     previous: Digest | None = None
 
+    @field_validator("parameters", mode="before")
+    @classmethod
+    def _of_the_task(cls, value: object, info: ValidationInfo) -> object:
+        # By the task's name, never by which class happens to fit.
+        kind = TreesParameters if info.data.get("task") == "trees" else ScorecardParameters
+        return value if isinstance(value, Part) else kind.model_validate(value)
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if isinstance(self.parameters, TreesParameters) != (self.task == "trees"):
+            raise ValueError("the parameters are those of another task")
         orgs = [party.org for party in self.parties]
         if len(set(orgs)) != len(orgs):
             raise ValueError("each organisation is named once")
@@ -435,6 +500,20 @@ class JobManifest(SignedObject):
     def departments(self) -> tuple[str, ...]:
         """The feature owners, in the manifest's order."""
         return self.of_role(Role.DEPARTMENT)
+
+    @property
+    def scorecard(self) -> ScorecardParameters:
+        """The parameters of a scorecard; TypeError if the task is another one."""
+        if not isinstance(self.parameters, ScorecardParameters):
+            raise TypeError(f"{self.task} is not a scorecard")
+        return self.parameters
+
+    @property
+    def trees(self) -> TreesParameters:
+        """The parameters of boosted trees; TypeError if the task is another one."""
+        if not isinstance(self.parameters, TreesParameters):
+            raise TypeError(f"{self.task} is not boosted trees")
+        return self.parameters
 
     def party(self, org: str) -> JobParty:
         """The entry of one organisation; KeyError if it has none."""

@@ -142,7 +142,8 @@ def _warnings(
     unknown = [f.name for f in fields if f.level == "unknown"]
     if unknown:
         found.append(f"not in the published catalogue: {', '.join(unknown)}")
-    if len(manifest.of_role(Role.DEPARTMENT)) == 1 and manifest.parameters.openings:
+    openings = manifest.scorecard.openings if manifest.task == "scorecard" else 0
+    if len(manifest.of_role(Role.DEPARTMENT)) == 1 and openings:
         found.append("one department only: opened scores are its own, no other hides them")
     return found
 

@@ -27,7 +27,7 @@ from federation.objects import (
     ScorecardParameters,
 )
 from federation.tables import BankData, DepartmentData
-from federation.tasks import scorecard
+from federation.tasks import registry, scorecard
 from federation.tasks.model import DepartmentPart, ScorecardResult
 from federation.tasks.party import Party, Progress
 from protocols.books import MemoryAnswerBook, MemorySpentBook
@@ -187,9 +187,7 @@ def local_party(
 def run_party(party: Party, data: BankData | DepartmentData) -> Any:
     """The party's program; one that fails tells the others, so that they need not wait for it."""
     try:
-        if isinstance(data, BankData):
-            return scorecard.run_bank(party, data)
-        return scorecard.run_department(party, data)
+        return registry.run_party(party, data)
     except Exception as error:
         code = type(error).__name__
         if not isinstance(error, LianmoError | ProtocolError | ParameterError):

@@ -194,7 +194,7 @@ def plan_of(manifest: JobManifest) -> Plan:
         customers_max=manifest.limits.customers_max,
         bank_fields=len(manifest.party(manifest.bank).fields),
         department_fields={org: len(manifest.party(org).fields) for org in manifest.departments},
-        parameters=manifest.parameters,
+        parameters=manifest.scorecard,
     )
     query = QueryParameters(
         t_bits=made.bins.t_bits, reply_bits=made.bins.reply_bits, vmax=made.bins.vmax
@@ -226,7 +226,7 @@ def sum_bits(departments: int, limit: int) -> int:
 
 def declare(manifest: JobManifest) -> tuple[DeclaredDisclosure, ...]:
     """Everything that a job of this manifest can reveal, at most (PROTOCOLS.md section 5)."""
-    made, parameters = plan_of(manifest), manifest.parameters
+    made, parameters = plan_of(manifest), manifest.scorecard
     bank, departments = manifest.bank, manifest.departments
     customers = manifest.limits.customers_max
     count_bits = max(customers.bit_length(), 1)

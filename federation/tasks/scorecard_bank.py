@@ -101,7 +101,7 @@ class _Bank:
     def __init__(self, party: Party, data: BankData) -> None:
         manifest = party.manifest
         self.party, self.data, self.plan = party, data, plan_of(manifest)
-        self.parameters, self.departments = manifest.parameters, manifest.departments
+        self.parameters, self.departments = manifest.scorecard, manifest.departments
         self._require_usable()
         self.test = self._hold_out()
         self.train = np.flatnonzero(~self.test)

@@ -92,7 +92,7 @@ class _Department:
     def __init__(self, party: Party, data: DepartmentData) -> None:
         manifest = party.manifest
         self.party, self.data, self.plan = party, data, plan_of(manifest)
-        self.parameters, self.bank = manifest.parameters, manifest.bank
+        self.parameters, self.bank = manifest.scorecard, manifest.bank
         self.others = tuple(org for org in manifest.departments if org != party.me)
         if len(data.columns) != len(manifest.party(party.me).fields):
             raise UsageError("the columns are not those of the manifest", party=party.me)

@@ -1,0 +1,245 @@
+"""Steps that every task over departments' columns takes, whatever it trains.
+
+    rows       all agree on the cover; the bank gets row keys of its customers
+    bins       a department's pre-bins, told to the bank
+    tokens     the department commits to its bins, then grants a whole job's tokens
+
+Each step is a pair of functions, one for either end of the channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from federation.errors import UsageError
+from federation.ledger import What
+from federation.objects import CoverKind
+from federation.tables import BankData, CategoryColumn, Column, DepartmentData
+from federation.tasks.binning import FeatureBins, pre_bin
+from federation.tasks.messages import Definitions, Rows
+from federation.tasks.party import Party
+from protocols import labels, linear_query, oprf
+from protocols.errors import ProtocolError
+from protocols.linear_query import (
+    Layout,
+    MatrixCommitment,
+    Parameters,
+    TokenReply,
+    TokenRequest,
+)
+from protocols.row_keys import keys_of_job
+from protocols.streams import digest
+
+Bools = NDArray[np.bool_]
+Keys = NDArray[np.uint8]
+
+# --- the bank -------------------------------------------------------------------------------------
+
+
+def require_usable(party: Party, data: BankData) -> None:
+    """The bank's data fits the manifest; raises UsageError."""
+    manifest = party.manifest
+    limits = manifest.limits
+    if len(data.columns) != len(manifest.party(party.me).fields):
+        raise UsageError("the columns are not those of the manifest", party=party.me)
+    if data.cover_rows != manifest.cover.rows:
+        raise UsageError("the cover has other rows than the manifest says", party=party.me)
+    if not limits.customers_min <= data.customers <= limits.customers_max:
+        text = "the number of customers is not between customers_min and customers_max"
+        todo = "propose the job again with limits that fit"
+        raise UsageError(text, party=party.me, todo=todo)
+    if data.labels.size and data.labels.max() > 1:
+        raise UsageError("a label is neither 0 nor 1", party=party.me)
+
+
+def hold_out(party: Party, data: BankData, share: float) -> Bools:
+    """The given test customers, or a draw within each class."""
+    if data.test is not None:
+        return data.test.astype(bool)
+    words = party.randomness.stream(labels.HOLD_OUT).words(data.customers)
+    test = np.zeros(data.customers, bool)
+    for label in (0, 1):
+        members = np.flatnonzero(data.labels == label)
+        order = members[np.argsort(words[members], kind="stable")]
+        test[order[: round(share * len(members))]] = True
+    return test
+
+
+def bank_pieces(data: BankData, test: Bools) -> list[bytes]:
+    """What the bank commits to: customers, labels with the hold-out, own columns."""
+    return [
+        data.codes.tobytes() + data.positions.astype("<i8").tobytes(),
+        data.labels.tobytes() + test.tobytes(),
+        digest(*(_column_bytes(column) for column in data.columns)),
+    ]
+
+
+def _column_bytes(column: Column) -> bytes:
+    if isinstance(column, CategoryColumn):
+        return digest(column.name, *column.categories, column.codes.astype("<i4").tobytes())
+    return digest(column.name, column.values.astype("<f8").tobytes())
+
+
+def ask_row_keys(party: Party, data: BankData) -> tuple[bytes, dict[str, Keys]]:
+    """Digest of the cover that all were given, and each department's keys of the customers."""
+    stage, manifest, departments = "row keys", party.manifest, party.manifest.departments
+    rowwise = int(manifest.cover.kind is not CoverKind.REGISTRY)
+    with party.at(stage, 2) as done:
+        for org in departments:
+            party.ledger.reveal(party.me, org, What.COVER, data.cover_rows, rowwise)
+        said = {org: party.channels[org].receive(stage, Rows) for org in departments}
+        if len({(item.rows, item.digest) for item in said.values()}) != 1:
+            raise ProtocolError("the departments were given different covers")
+        if said[departments[0]].rows != data.cover_rows:
+            raise ProtocolError("the departments' cover has other rows than this party's")
+        most, askers = manifest.limits.customers_max, {}
+        for org in departments:
+            party.ledger.reveal(party.me, org, What.ROW_KEYS, most, 0)
+            key = said[org].oprf_key
+            askers[org] = oprf.Bank(key, data.codes, most, party.randomness, org)
+            party.channels[org].send(stage, askers[org].blind(party.executor))
+        done(1)
+        keys = {}
+        for org, asker in askers.items():
+            answer = party.channels[org].receive(stage, oprf.EvaluatedBatch)
+            found = asker.finalize(answer, party.executor).row_keys(data.codes)
+            keys[org] = keys_of_job(found, party.manifest_digest)
+    return said[departments[0]].digest, keys
+
+
+def receive_bins(party: Party, org: str, max_bins: int) -> tuple[FeatureBins, ...]:
+    """A department's pre-bins; raises ProtocolError if they are not what the manifest allows."""
+    made = party.channels[org].receive("binning", Definitions).features
+    if tuple(item.name for item in made) != party.manifest.party(org).fields:
+        raise ProtocolError(f"{org} binned other fields than the manifest names")
+    if any(item.bins > max_bins + 1 for item in made):
+        raise ProtocolError(f"{org} made more bins than the manifest allows")
+    columns = sum(item.bins for item in made)
+    party.ledger.reveal(org, party.me, What.BIN_DEFINITIONS, columns, 64)
+    return made
+
+
+def querier_of(
+    party: Party, rows: int, parameters: Parameters, joint_seed: bytes, matrix: str
+) -> linear_query.Bank:
+    """The querier of one matrix over all departments."""
+    return linear_query.Bank(
+        rows=rows,
+        parameters=parameters,
+        joint_seed=joint_seed,
+        name=party.me,
+        manifest=party.manifest_digest,
+        attempt=party.attempt,
+        matrix=matrix,
+        randomness=party.randomness,
+        spent=party.spent,
+        executor=party.executor,
+    )
+
+
+def fetch_tokens(
+    party: Party, querier: linear_query.Bank, layouts: Mapping[str, Layout], queries: int
+) -> None:
+    """Tokens for a whole job, when every department has committed to its matrix."""
+    stage, left = party.stage, queries
+    for org in layouts:
+        party.channels[org].receive(stage, MatrixCommitment)
+    while left:
+        count = min(left, querier.parameters.batch_tokens)
+        request = querier.request_tokens(count)
+        for org in layouts:
+            party.channels[org].send(stage, request)
+        for org, layout in layouts.items():
+            querier.accept_tokens(org, layout, party.channels[org].receive(stage, TokenReply))
+        left -= count
+
+
+# --- a department ---------------------------------------------------------------------------------
+
+
+def require_matching(party: Party, data: DepartmentData) -> None:
+    """A department's data fits the manifest; raises UsageError."""
+    manifest = party.manifest
+    if len(data.columns) != len(manifest.party(party.me).fields):
+        raise UsageError("the columns are not those of the manifest", party=party.me)
+    if data.rows != manifest.cover.rows:
+        raise UsageError("the cover has other rows than the manifest says", party=party.me)
+
+
+def give_row_keys(party: Party, data: DepartmentData) -> tuple[bytes, Keys]:
+    """Digest of the cover, and a key for each of its rows."""
+    stage, manifest, bank = "row keys", party.manifest, party.manifest.bank
+    codes, channel = data.codes, party.channels[manifest.bank]
+    rowwise = int(manifest.cover.kind is not CoverKind.REGISTRY)
+    with party.at(stage, 2) as done:
+        party.ledger.reveal(bank, party.me, What.COVER, len(codes), rowwise)
+        cover = digest(labels.COVER_DIGEST, len(codes), codes.tobytes())
+        # A key for this job alone: no list of row keys outlives it, and the approved maximum needs
+        # no account over jobs.
+        seed = party.randomness.key(labels.OPRF_SEED, peer=bank)
+        key = oprf.key_for(seed, bank, bytes.fromhex(manifest.registry.digest))
+        channel.send(stage, Rows(len(codes), cover, key.public))
+        most = manifest.limits.customers_max
+        party.ledger.reveal(bank, party.me, What.ROW_KEYS, most, 0)
+        evaluator = oprf.Department(key, most, party.randomness)
+        batch = channel.receive(stage, oprf.BlindedBatch)
+        channel.send(stage, evaluator.blind_evaluate(batch, party.executor))
+        done(1)
+        return cover, keys_of_job(evaluator.row_keys(codes, party.executor), party.manifest_digest)
+
+
+def make_bins(
+    columns: Sequence[Column], max_bins: int, min_cohort: int
+) -> tuple[tuple[FeatureBins, ...], NDArray[np.uint8]]:
+    """Pre-bins of all columns, and the bin of every row: (features, rows)."""
+    made = tuple(pre_bin(column, max_bins, min_cohort) for column in columns)
+    rows = columns[0].rows if columns else 0
+    codes = np.empty((len(columns), rows), np.uint8)
+    for j, (definition, column) in enumerate(zip(made, columns, strict=True)):
+        codes[j] = definition.assign(column)
+    return made, codes
+
+
+def owner_of(
+    party: Party,
+    layout: Layout,
+    bins: NDArray[np.uint8],
+    parameters: Parameters,
+    joint_seed: bytes,
+    matrix: str,
+) -> linear_query.Department:
+    """The owner of a matrix of bins, towards the bank."""
+    return linear_query.Department(
+        layout=layout,
+        bins=bins,
+        integers=np.empty((0, layout.rows), np.int32),
+        parameters=parameters,
+        joint_seed=joint_seed,
+        querier=party.manifest.bank,
+        name=party.me,
+        manifest=party.manifest_digest,
+        attempt=party.attempt,
+        matrix=matrix,
+        randomness=party.randomness,
+        answers=party.answers,
+        executor=party.executor,
+    )
+
+
+def grant_tokens(party: Party, owner: linear_query.Department, queries: int) -> bytes:
+    """Commit to the matrix, then grant a whole job's tokens; returns the commitment."""
+    channel, stage = party.channels[party.manifest.bank], party.stage
+    commitment = owner.commit()
+    channel.send(stage, commitment)
+    owner.prepare()
+    granted = 0
+    while granted < queries:
+        request = channel.receive(stage, TokenRequest)
+        channel.send(stage, owner.grant_tokens(request))
+        granted += request.tokens
+    if granted != queries:
+        raise ProtocolError(f"{granted} tokens asked, the job has {queries}")
+    return commitment.digest.tobytes()
