@@ -205,8 +205,11 @@ def test_trees_that_ignore_the_points_open_the_whole_list(monkeypatch: pytest.Mo
     assert np.flatnonzero(listed).tolist() == OURS.tolist()
 
 
-def test_our_sessions_hold_the_points_so_two_answers_have_nothing_in_common() -> None:
-    assert not two_choices(Bank).any()
+@pytest.mark.parametrize("kind", [Bank, NonceOnlyBank])
+def test_our_sessions_hold_the_points_so_two_answers_have_nothing_in_common(
+    kind: type[Bank],
+) -> None:
+    assert not two_choices(kind).any()
 
 
 def test_our_bank_answers_one_hello_an_attempt() -> None:

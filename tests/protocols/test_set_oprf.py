@@ -238,19 +238,26 @@ def test_a_message_of_another_shape_does_not_exist(hello: Hello, reply: Reply) -
             dataclasses.replace(hello, **change)
 
 
-def test_a_store_of_more_rows_than_approved_is_refused() -> None:
-    larger = dataclasses.replace(ATTEMPT, m=2 * ATTEMPT.m)
-    d = department()
-    said = dataclasses.replace(d.hello(), context=larger.context())
-    answer = dataclasses.replace(bank(larger).reply(said), context=ATTEMPT.context())
-    with pytest.raises(ProtocolError, match=REFUSED):
-        d.accept(answer)
+def test_a_store_of_another_size_is_refused_before_a_kernel_reads_it(
+    reply: Reply, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(vole, "receive", unreachable)
+    longer = np.concatenate([reply.correction, reply.correction], axis=1)
+    for correction in (longer, reply.correction[:, :8].copy(), reply.correction[:, :0].copy()):
+        d = department()
+        d.hello()
+        with pytest.raises(ProtocolError, match=REFUSED):
+            d.accept(dataclasses.replace(reply, correction=correction))
 
 
+POINT = base_ot._multiply_base(base_ot._scalar(bytes([5]) * 64))
 NO_POINTS = {
     "identity": bytes(32),
     "no point": b"\xff" * 31 + b"\x7f",
-    "second encoding": base_ot._multiply_base(base_ot._scalar(bytes([5]) * 64))[:-1] + b"\x80",
+    "second encoding": POINT[:-1] + bytes([POINT[-1] | 0x80]),
 }
 
 
@@ -297,6 +304,10 @@ def test_a_repeated_hello_gets_the_same_bytes_also_after_a_restart(hello: Hello)
     stored = book.replied(ATTEMPT)
     assert stored is not None
     assert stored.payload == sent
+
+
+def test_another_list_gets_another_nonce_so_the_sessions_differ(hello: Hello, reply: Reply) -> None:
+    assert bank(customers=CUSTOMERS[1:]).reply(hello).nonce != reply.nonce
 
 
 def test_another_list_or_hello_in_the_same_attempt_is_refused_and_nothing_moves(
