@@ -14,13 +14,13 @@ import logging
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+from clients import kernels
 from clients.coordinator_client import CoordinatorClient, platform_of
 from clients.gate import Gate
 from clients.home import Home
@@ -76,7 +76,7 @@ def serve(
         _only_one(home),
         contextlib.closing(Store.open(home.database_url)) as store,
         CoordinatorClient(home, retry_s=1.0) as client,
-        _linked(_relay(home)) as relay,
+        _linked(relay_client(home)) as relay,
         ThreadPoolExecutor(home.config.threads or os.cpu_count() or 1, "work") as executor,
     ):
         _on_signals(stopped.set)
@@ -118,7 +118,7 @@ def serve(
 
 def status(home: Home) -> dict[str, Any]:
     """What is known of this home's node: here, at the coordinator, and of its last jobs."""
-    answer: dict[str, Any] = {"org": home.org, "running": _is_running(home)}
+    answer: dict[str, Any] = {"org": home.org, "running": is_running(home)}
     try:
         about = json.loads((home.path / "node.json").read_text())
         if answer["running"]:
@@ -147,6 +147,7 @@ def _installed_program(home: Home, party: Party, admission: Admission) -> Outcom
     """The manifest's task; its imports are too heavy for a start."""
     from clients.tasks import run_task
 
+    kernels.make_ready()
     return run_task(home, party, admission)
 
 
@@ -154,7 +155,7 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _relay(home: Home) -> RelayClient:
+def relay_client(home: Home) -> RelayClient:
     """The connection to the relay; it reconnects by itself, so nothing waits for it here."""
     if home.config.relay_address is None:
         todo = "set `relay_address` in config.toml, or LIANMO_RELAY_ADDRESS"
@@ -209,12 +210,7 @@ def _after_first_pull(
             return
     ready(f"node of {home.org} ready")
     if warm:
-        began = time.monotonic()
-        os.nice(5)  # of this thread alone, on Linux: a job that comes now goes first
-        from protocols.warm import warm as warm_kernels
-
-        warm_kernels()
-        log.info("kernels warm", extra={"seconds": round(time.monotonic() - began, 1)})
+        kernels.make_ready()
     while not stopped.wait(REFRESH_S):
         try:
             client.register(home.card())
@@ -243,7 +239,8 @@ def _only_one(home: Home) -> Iterator[None]:
         os.close(handle)
 
 
-def _is_running(home: Home) -> bool:
+def is_running(home: Home) -> bool:
+    """Whether a node runs for this home, in whatever process."""
     try:
         with _only_one(home):
             return False

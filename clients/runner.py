@@ -473,6 +473,7 @@ class _Pulse:
     def start(self, party: Party) -> None:
         """Begin to tell."""
         self._latest = Progress(party.stage, 0, 1)
+        self._news.set()  # at once: the job may be over already
         self._thread.start()
 
     def report(self, progress: Progress) -> None:

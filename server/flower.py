@@ -41,6 +41,7 @@ from flwr.server.superlink.linkstate import LinkState
 from flwr.supercore.auth.typing import AccountInfo
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, TASK_TOKEN_HEADER
 from flwr.supercore.dependencies.task import authenticate_task
+from flwr.supercore.error import FlowerError
 from flwr.supercore.error.http import http_error_translator
 from flwr.supercore.fab import Fab
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
@@ -58,6 +59,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from federation.api import REPORT_PATH
+from federation.errors import LianmoError
 
 MAX_BODY = 16 << 20  # Flower cuts arrays into objects of 5 MB
 HOLD_S = 10.0  # an empty pull is held so long; Flower's clients time out after 30
@@ -118,7 +120,10 @@ class SuperLink:
         No configuration overrides: the FAB's digest covers the configuration.
         """
         request = StartRunRequest(fab=fab_to_proto(Fab("", fab, {})), federation=job)
-        run_id = control_handlers.start_run(request, self.account, self.state, None).run_id
+        try:
+            run_id = control_handlers.start_run(request, self.account, self.state, None).run_id
+        except FlowerError as error:
+            raise LianmoError("Flower did not start the run", party="coordinator") from error
         token = self.state.claim_task(self._task(run_id))
         if token is None:
             raise RuntimeError(f"task of run {run_id} was already claimed")

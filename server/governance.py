@@ -510,11 +510,12 @@ class Governance:
                 me=manifest.bank,
                 package_sha256=package_sha256(),
             )
+            self._flower.members[digest] = set(nodes.values())
+            run_id, token = self._flower.create_run(digest, fab.build(manifest))
         except LianmoError as error:
+            self._flower.members.pop(digest, None)
             changed, row.message = row.message != str(error), str(error)
             return changed
-        self._flower.members[digest] = set(nodes.values())
-        run_id, token = self._flower.create_run(digest, fab.build(manifest))
         row.attempt, row.run_id = row.attempt + 1, str(run_id)
         row.started = row.started or now  # the wall time is that of the job, not of an attempt
         self._move(session, row, JobStatus.RUNNING)

@@ -1,0 +1,182 @@
+"""What can be wrong around a node, looked at one by one, each with what to do.
+
+Nothing here changes anything, and a check that cannot be made says so instead of failing the rest.
+"""
+
+from __future__ import annotations
+
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+
+from clients.coordinator_client import CoordinatorClient, coordinator_url, platform_of
+from clients.home import Home
+from clients.resident import is_running, relay_client
+from federation.errors import LianmoError, Unavailable
+from federation.objects import OrgKind, utc_time
+from federation.package import package_sha256
+
+CLOCK_WARNS_S, CLOCK_FAILS_S = 3.0, 5.0  # Flower refuses node signatures 5 s from the future
+RENEW = timedelta(days=30)
+RELAY_S = 8.0
+
+
+class State(StrEnum):
+    """How a check went."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check: what was found, and what to do about it."""
+
+    check: str
+    state: State
+    text: str
+    todo: str = ""
+
+
+def examine(home: Home, now: datetime) -> Iterator[Finding]:
+    """Every check, in the order in which one rests on the next."""
+    yield _versions()
+    yield from _files(home)
+    yield from _keys(home, now)
+    yield _node(home)
+    yield from _coordinator(home)
+    yield _guarded("relay", lambda: _relay(home))
+
+
+def _versions() -> Finding:
+    found = f"lianmo {version('lianmo')}, package {package_sha256()[:12]}"
+    python = f"Python {sys.version_info.major}.{sys.version_info.minor}, flwr {version('flwr')}"
+    return Finding("versions", State.OK, f"{found}, {python}")
+
+
+def _files(home: Home) -> Iterator[Finding]:
+    wide = [
+        file.relative_to(home.path)
+        for folder in ("keys", "models", "runs", "log")
+        for file in (home.path / folder).rglob("*")
+        if stat.S_IMODE(file.stat().st_mode) & 0o077 and not _is_harmless(home.path, file)
+    ]
+    if wide:
+        todo = f"run `chmod go= {home.path / wide[0]}` and look who could read it"
+        text = f"{len(wide)} files can be read by others, the first is {wide[0]}"
+        yield Finding("files", State.FAILED, text, todo)
+    else:
+        yield Finding("files", State.OK, "nobody else can read keys, models, runs and logs")
+
+
+def _is_harmless(home: Path, file: Path) -> bool:
+    """Below a folder that others cannot enter, a file's own mode matters little; keys must be right
+    all the same, since they get copied."""
+    return not stat.S_IMODE(home.stat().st_mode) & 0o077 and (home / "keys") not in file.parents
+
+
+def _keys(home: Home, now: datetime) -> Iterator[Finding]:
+    card = home.own()
+    ends = {key.usage: utc_time(key.not_after) for key in card.keys}
+    usage, first = min(ends.items(), key=lambda item: item[1])
+    text = f"the first key to end is `{usage}`, on {first:%Y-%m-%d}"
+    todo = "renew the keys, give everybody the new card"
+    if first <= now:
+        yield Finding("keys", State.FAILED, f"the key `{usage}` ended on {first:%Y-%m-%d}", todo)
+    elif first - now < RENEW:
+        yield Finding("keys", State.WARNING, text, todo)
+    else:
+        yield Finding("keys", State.OK, text)
+    trust = home.trust()
+    others = [org for org in trust if org != home.org]
+    try:
+        if card.org_kind is not OrgKind.PLATFORM:
+            platform_of(trust)
+    except LianmoError as error:
+        yield Finding("trust", State.FAILED, error.what, error.todo)
+        return
+    known = ", ".join(others) or "nobody"
+    state = State.OK if others else State.WARNING
+    todo = "" if others else "exchange cards: `lianmo org card`, `lianmo org trust CARD`"
+    yield Finding("trust", state, f"this node trusts {known}", todo)
+
+
+def _node(home: Home) -> Finding:
+    if home.own().org_kind is OrgKind.PLATFORM:
+        return Finding("node", State.OK, "a platform runs no node")
+    if is_running(home):
+        return Finding("node", State.OK, "it runs")
+    todo = "start it with `lianmo node start`: without it no job can run here"
+    return Finding("node", State.WARNING, "it does not run", todo)
+
+
+def _coordinator(home: Home) -> Iterator[Finding]:
+    try:
+        with CoordinatorClient(home) as client:
+            health = client.health()
+            text = f"{health.platform} answers at {coordinator_url(home)}"
+            yield Finding("coordinator", State.OK, text)
+            yield _clock(client.date(), datetime.now(UTC))
+            if health.package_sha256 == package_sha256():
+                yield Finding(
+                    "release", State.OK, f"the same as the coordinator's {health.version}"
+                )
+            else:
+                todo = "bring both to one release: a job names the release that all must have"
+                text = f"another one than the coordinator's {health.version}"
+                yield Finding("release", State.WARNING, text, todo)
+            if home.own().org_kind is not OrgKind.PLATFORM:
+                own = client.organisation(home.org)
+                ok = own.card == home.card()
+                todo = "" if ok else "give the platform the newest card: `lianmo org card`"
+                text = "the newest one" if ok else "an older one than this home's"
+                state = State.OK if ok else State.FAILED
+                yield Finding("card", state, f"the coordinator has {text}", todo)
+    except LianmoError as error:
+        yield Finding("coordinator", State.FAILED, f"{error.party} {error.what}", _todo(error))
+
+
+def _clock(date: str, now: datetime) -> Finding:
+    if not date:
+        return Finding("clock", State.WARNING, "the coordinator did not tell its time")
+    # the header has whole seconds, cut off: half of one is added
+    theirs = parsedate_to_datetime(date) + timedelta(seconds=0.5)
+    ahead = (now - theirs).total_seconds()
+    text = f"{abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} the coordinator's"
+    todo = "set it by NTP; signatures from the future are refused"
+    if abs(ahead) >= CLOCK_FAILS_S:
+        return Finding("clock", State.FAILED, text, todo)
+    if abs(ahead) >= CLOCK_WARNS_S:
+        return Finding("clock", State.WARNING, text, todo)
+    return Finding("clock", State.OK, text)
+
+
+def _relay(home: Home) -> Finding:
+    if home.own().org_kind is OrgKind.PLATFORM:
+        return Finding("relay", State.OK, "it is asked from the nodes")
+    if is_running(home):  # a second connection of one organisation would replace the node's
+        return Finding("relay", State.OK, "the running node has the connection; see its log")
+    with relay_client(home) as relay:
+        relay.wait_connected(RELAY_S)
+    return Finding("relay", State.OK, f"answers at {home.config.relay_address}")
+
+
+def _guarded(check: str, look: Callable[[], Finding]) -> Finding:
+    try:
+        return look()
+    except LianmoError as error:
+        return Finding(check, State.FAILED, error.what, _todo(error))
+
+
+def _todo(error: LianmoError) -> str:
+    """The error's own advice, but for the one that led here."""
+    if isinstance(error, Unavailable):
+        return "ask the platform whether it runs, and whether a firewall lets you through"
+    return error.todo

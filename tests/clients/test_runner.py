@@ -1,0 +1,320 @@
+"""What a node does with orders that come once, twice, again after a crash, or from a liar."""
+
+from __future__ import annotations
+
+import queue
+import stat
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clients.home import Home
+from clients.runner import ATTEMPTS_MAX, Admission, Outcome, Runner, pair_seeds
+from federation import fab
+from federation.api import JobStatus, ProgressAnswer, ProgressBody, TrainOrder, TrainReply
+from federation.channel import QueueTransport, Transport
+from federation.checks import ApprovedJob, check_job
+from federation.envelope import Envelope, sign
+from federation.errors import PartyLost, RefusalCode, Refused
+from federation.objects import JobManifest, RunRecord, Usage, utc_text
+from federation.package import package_sha256
+from federation.tasks.party import Party
+from protocols.books import MemoryAnswerBook, MemorySpentBook
+from protocols.errors import ProtocolError
+from tests.federation.parties import CODES, make_approval, make_manifest
+
+BANK, TAX, COURT = "bank-a", "tax", "court"
+ORGS = {BANK: "bank", TAX: "department", COURT: "department"}
+
+
+@dataclass
+class Checked:
+    job: ApprovedJob
+    snapshot_digest: str = "0" * 64
+
+
+@dataclass
+class CheckingGate:
+    """The checks of the gate without its data."""
+
+    home: Home
+    admitted: list[int] = field(default_factory=list)
+    closed: list[int] = field(default_factory=list)
+
+    def admit(
+        self,
+        manifest: Envelope,
+        approvals: Sequence[Envelope],
+        *,
+        fab: bytes,
+        run_config: Mapping[str, object],
+        attempt: int,
+    ) -> Checked:
+        trust, now = self.home.trust(), datetime.now(UTC)
+        me, package = self.home.org, package_sha256()
+        job = check_job(manifest, approvals, trust, now, me=me, package_sha256=package)
+        _same(manifest, fab, run_config)
+        self.admitted.append(attempt)
+        return Checked(job)
+
+    def close(self, manifest: str, attempt: int) -> None:
+        self.closed.append(attempt)
+
+
+def _same(manifest: Envelope, bundle: bytes, run_config: Mapping[str, object]) -> None:
+    fab.require_same(manifest, bundle, dict(run_config))
+
+
+class Queues:
+    """In place of the relay: one queue a direction and attempt."""
+
+    def __init__(self) -> None:
+        self._queues: dict[tuple[int, str, str], queue.Queue[bytes]] = {}
+
+    def of(self, me: str) -> Any:
+        class Relay:
+            def transport(_, manifest_digest: bytes, attempt: int, peer: str) -> Transport:
+                out = self._queues.setdefault((attempt, me, peer), queue.Queue())
+                return QueueTransport(
+                    out, self._queues.setdefault((attempt, peer, me), queue.Queue())
+                )
+
+        return Relay()
+
+
+@dataclass
+class Board:
+    """In place of the coordinator: remembers progress, says how the job is."""
+
+    status: JobStatus = JobStatus.RUNNING
+    told: list[ProgressBody] = field(default_factory=list)
+
+    def progress(self, job: str, body: ProgressBody) -> ProgressAnswer:
+        self.told.append(body)
+        return ProgressAnswer(status=self.status)
+
+
+class City:
+    def __init__(self, folder: Path) -> None:
+        self.homes = {
+            org: Home.create(folder / org, org=org, kind=kind, name=org, uscc=code, region="厦门")
+            for code, (org, kind) in zip(CODES, ORGS.items(), strict=False)
+        }
+        for home in self.homes.values():
+            for other in self.homes.values():
+                if home is not other:
+                    home.trust_card(other.card())
+        self.queues, self.board = Queues(), Board()
+        self.gates = {org: CheckingGate(home) for org, home in self.homes.items()}
+        self.program: Callable[[Party, Admission], Outcome] = lambda party, _: Outcome(b"{}")
+        self.runs = 0
+
+    def runner(self, org: str, **options: Any) -> Runner:
+        def program(party: Party, admission: Admission) -> Outcome:
+            self.runs += 1
+            return self.program(party, admission)
+
+        return Runner(
+            self.homes[org],
+            gate=self.gates[org],
+            program=program,
+            relay=self.queues.of(org),
+            coordinator=self.board,
+            books=(MemorySpentBook(), MemoryAnswerBook()),
+            now=lambda: datetime.now(UTC),
+            **({"hold_s": 5.0} | options),
+        )
+
+    def order(self, attempt: int = 1, **changes: Any) -> TrainOrder:
+        now = datetime.now(UTC)
+        times = {"created": utc_text(now), "not_before": utc_text(now - timedelta(minutes=1))}
+        plain = {"package_sha256": package_sha256(), "expires": utc_text(now + timedelta(hours=1))}
+        manifest = make_manifest(BANK, [TAX, COURT], **(times | plain | changes))
+        valid = {"valid_from": utc_text(now - timedelta(minutes=1))}
+        valid |= {"created": utc_text(now), "valid_until": utc_text(now + timedelta(hours=1))}
+        return TrainOrder(
+            manifest=sign(manifest, self.homes[BANK].key(Usage.PROPOSE)),
+            approvals=tuple(
+                sign(
+                    make_approval(org, manifest.digest(), **valid),
+                    self.homes[org].key(Usage.APPROVE),
+                )
+                for org in (TAX, COURT)
+            ),
+            attempt=attempt,
+        )
+
+
+@pytest.fixture
+def city(tmp_path: Path) -> City:
+    return City(tmp_path)
+
+
+def train(runner: Runner, order: TrainOrder) -> TrainReply:
+    return runner.train(order, fab.build(order.manifest), dict(run_config(order)))
+
+
+def run_config(order: TrainOrder) -> dict[str, str]:
+    return fab.expected_run_config(order.manifest)
+
+
+def record(city: City, reply: TrainReply) -> RunRecord:
+    assert reply.record is not None
+    trust = city.homes[BANK].trust()
+    return trust.verify(reply.record, RunRecord, Usage.RUN, datetime.now(UTC)).object
+
+
+def test_an_order_is_run_once_and_its_last_word_is_kept(city: City) -> None:
+    order, runner = city.order(), city.runner(TAX)
+    first = train(runner, order)
+    assert first.state == "succeeded"
+    assert [train(runner, order), train(city.runner(TAX), order)] == [first, first]  # as if new
+    assert city.runs == 1
+    found = record(city, first)
+    assert (found.org, found.attempt, found.outcome) == (TAX, 1, "succeeded")
+    assert found.output is not None
+    assert city.gates[TAX].closed == [1]
+
+
+def test_a_long_run_is_answered_with_running_until_it_ends(city: City) -> None:
+    go = threading.Event()
+
+    def program(party: Party, admission: Admission) -> Outcome:
+        with party.at("fit"):
+            go.wait(10)
+        return Outcome(b"{}")
+
+    city.program = program
+    runner, order = city.runner(TAX, hold_s=0.1), city.order()
+    assert train(runner, order).state == "running"
+    assert train(runner, order).state == "running"
+    go.set()
+    assert eventually(lambda: train(runner, order).state == "succeeded")
+    assert city.runs == 1
+    assert city.board.told[-1].stage == "fit"
+
+
+def test_after_a_crash_the_attempt_is_lost_and_a_new_one_has_new_secrets(city: City) -> None:
+    seeds: list[bytes] = []
+
+    def program(party: Party, admission: Admission) -> Outcome:
+        seeds.append(party.randomness.master)
+        return Outcome(b"{}")
+
+    city.program = program
+    train(city.runner(TAX), city.order())
+    folder = next((city.homes[TAX].path / "runs" / "sme-card-1").glob("*-1"))
+    (folder / "reply.json").unlink()  # what a crash in the middle leaves
+    order = city.order()
+    folder.rename(folder.with_name(f"{order.manifest.unverified(JobManifest).digest()[:16]}-1"))
+    assert train(city.runner(TAX), order) == TrainReply(state="lost")
+    again = order.model_copy(update={"attempt": 2})
+    assert train(city.runner(TAX), again).state == "succeeded"
+    assert len(set(seeds)) == 2
+    for seed in city.homes[TAX].path.rglob("seed"):
+        assert stat.S_IMODE(seed.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("what", ["bundle", "configuration", "approval", "package", "attempt"])
+def test_an_order_that_differs_from_what_was_approved_runs_nothing(city: City, what: str) -> None:
+    """Acceptance tests 20, 21, 23 and 28: coarse outwards, and nothing was begun."""
+    order = city.order(**({"package_sha256": "0" * 64} if what == "package" else {}))
+    bundle, config = fab.build(order.manifest), dict[str, object](run_config(order))
+    if what == "bundle":
+        bundle = bundle[:-1] + bytes([bundle[-1] ^ 1])
+    if what == "configuration":
+        config["job"] = "another"
+    if what == "approval":
+        order = order.model_copy(update={"approvals": order.approvals[:1]})
+    if what == "attempt":
+        order = order.model_copy(update={"attempt": ATTEMPTS_MAX + 1})
+    reply = city.runner(TAX).train(order, bundle, config)
+    assert reply.model_dump(exclude={"reference"}) == TrainReply(state="refused").model_dump(
+        exclude={"reference"}
+    )
+    assert (city.runs, city.gates[TAX].admitted) == (0, [])
+    assert not list(city.homes[TAX].path.rglob("seed"))
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "code"),
+    [
+        (ValueError("canary"), "failed", "FAILED"),
+        (ProtocolError("canary"), "failed", "INTEGRITY"),
+        (Refused("canary", code=RefusalCode.FIELD_LEVEL), "refused", "REFUSED"),
+        (PartyLost("canary", party=COURT), "lost", "LOST"),
+    ],
+)
+def test_a_failure_goes_out_as_one_coarse_word_and_is_told_to_the_others(
+    city: City, caplog: pytest.LogCaptureFixture, error: Exception, state: str, code: str
+) -> None:
+    def program(party: Party, admission: Admission) -> Outcome:
+        party.stage = "fit"
+        raise error
+
+    city.program = program
+    order = city.order()
+    others = city.queues.of(COURT)
+    digest = bytes.fromhex(order.manifest.unverified(JobManifest).digest())
+    reply = train(city.runner(TAX), order)
+    assert (reply.state, reply.stage) == (state, "fit")
+    assert "canary" not in reply.model_dump_json()
+    assert reply.reference
+    assert reply.reference in {getattr(item, "reference", "") for item in caplog.records}
+    assert record(city, reply).outcome == ("failed" if state == "lost" else state)
+    from federation.channel import Channel
+
+    channel = Channel(COURT, TAX, others.transport(digest, 1, TAX), timeout_s=1)
+    with pytest.raises(PartyLost, match=code):
+        channel.receive("fit", Checked)
+
+
+def test_a_stopped_job_ends_its_program(city: City) -> None:
+    def program(party: Party, admission: Admission) -> Outcome:
+        while True:
+            party.check()
+            time.sleep(0.01)
+
+    city.program, city.board.status = program, JobStatus.STOPPED
+    assert train(city.runner(TAX), city.order()).state == "stopped"
+
+
+def test_a_newer_attempt_ends_the_older_one_which_cannot_come_back(city: City) -> None:
+    def program(party: Party, admission: Admission) -> Outcome:
+        while party.attempt == 1:
+            party.check()
+            time.sleep(0.01)
+        return Outcome(b"{}")
+
+    city.program = program
+    order, runner = city.order(), city.runner(TAX, hold_s=0.1)
+    assert train(runner, order).state == "running"
+    newer = order.model_copy(update={"attempt": 2})
+    assert eventually(lambda: train(runner, newer).state == "succeeded")
+    assert eventually(lambda: train(runner, order).state == "stopped")
+    assert city.runs == 2
+
+
+def test_two_departments_share_a_seed_that_is_of_this_job_and_attempt_alone(city: City) -> None:
+    manifest = city.order().manifest.unverified(JobManifest)
+    other = city.order(job="other").manifest.unverified(JobManifest)
+    tax, court, bank = city.homes[TAX], city.homes[COURT], city.homes[BANK]
+    assert pair_seeds(tax, manifest, 1)[COURT] == pair_seeds(court, manifest, 1)[TAX]
+    seeds = [pair_seeds(tax, job, n)[COURT] for job in (manifest, other) for n in (1, 2)]
+    assert len(set(seeds)) == 4
+    assert pair_seeds(bank, manifest, 1) == {}
+
+
+def eventually(claim: Callable[[], bool], timeout_s: float = 5) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not claim():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
