@@ -32,10 +32,11 @@ NOUNS = {
     "data": ("clients.cli.data", "Register and check this organisation's own tables."),
     "job": ("clients.cli.job", "Propose, review, approve and follow joint jobs."),
     "node": ("clients.cli.node", "Run this organisation's node."),
+    "doctor": ("clients.cli.doctor", "Check this node's surroundings and say what to do."),
     "lab": ("clients.cli.lab", "Try on one table what a joint job would gain."),
 }
 ADDED = {"coordinator": "Run the platform's coordinator."}
-FLAT = {"init", "lab"}  # a noun that is itself the command
+FLAT = {"doctor", "init", "lab"}  # a noun that is itself the command
 ENTRY_POINTS = "lianmo.commands"
 
 
@@ -70,6 +71,7 @@ class Nouns(click.Group):
 def _command(name: str, app: typer.Typer) -> click.Command:
     command = typer.main.get_command(app) if name in FLAT else typer.main.get_group(app)
     command.name = name
+    command.help = command.help or _summary(name)
     _plain_help(command)
     return command
 
@@ -80,6 +82,7 @@ def _plain_help(command: click.Command) -> None:
         command.rich_markup_mode = None
     _restore_help_of_arguments(command)
     for inner in getattr(command, "commands", {}).values():
+        inner.short_help = inner.short_help or inner.help  # whole: click would cut it to one line
         _plain_help(inner)
 
 
