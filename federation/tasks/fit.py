@@ -42,6 +42,7 @@ DIRECTION_LIMIT = 127  # 8 bits a coefficient
 # Share of a feature's variance that no other may explain: coarse correlations cannot tell more.
 MIN_TOLERANCE = 0.02
 RIDGE, RIDGE_PER_FEATURE = 0.1, 10.0
+STEP_LIMIT = 2.5  # of a coefficient on WOE, in a step that nobody will check
 SHRINKAGES = (1.0, 0.97, 0.94, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
 
 
@@ -96,6 +97,22 @@ def _solve_columns(matrix: Floats, right: Floats) -> Floats:
         .reshape(right.shape[::-1])
         .T
     )
+
+
+def _repaired(exact: Floats, coarse: Floats) -> Floats:
+    """A covariance from two sources, shrunk until it is positive definite: first what `coarse` adds
+    (rounded, or of another population), then all that is off the diagonal."""
+    diagonal = np.diag(np.diagonal(exact))
+    floor, nought = MIN_TOLERANCE * diagonal, np.zeros(len(exact))
+    for keep in SHRINKAGES:
+        tried = exact + keep * coarse
+        if solve(tried - floor, nought) is not None:
+            return tried
+    for keep in SHRINKAGES:
+        tried = diagonal + keep * (exact - diagonal)
+        if solve(tried - floor, nought) is not None:
+            return tried
+    return diagonal
 
 
 # --- the exact fit on columns that one has --------------------------------------------------------
@@ -309,7 +326,7 @@ class JointFit:
                 factor = unit * self.largest(c) * WOE_STEP
                 h[1 + c, at] = h[at, 1 + c] = feature.moment(sums) * factor
             mean[j] = feature.moment(counts) / len(own)
-            variance[j] = feature.moment(counts, 2) / len(own) - mean[j] ** 2
+            variance[j] = max(feature.moment(counts, 2) / len(own) - mean[j] ** 2, 0.0)
         total = h[0, 0]
         weighted_mean = h[0] / total
         centred = h / total - np.multiply.outer(weighted_mean, weighted_mean)
@@ -332,28 +349,12 @@ class JointFit:
             coarse[j, other] = coarse[other, j] = r * math.sqrt(rest[j] * rest[other])
         remote = weighted_mean[1 + k :]
         fixed = (through + np.multiply.outer(remote, remote)) * total
-        repaired = self._repaired(residual, coarse)
+        repaired = _repaired(residual + RIDGE * np.diag(rest), coarse)
         # What the customers' information (sum of p (1 - p)) cannot tell apart must not be inverted
-        # either; with few bads the ridge is what keeps the first step in reach.
-        ridge = RIDGE + RIDGE_PER_FEATURE * m / max(total, 1e-9)
-        h[1 + k :, 1 + k :] = fixed + (repaired + ridge * np.diag(rest)) * total
+        # either; with few bads this ridge is what keeps the first step in reach.
+        ridge = np.diag(rest) * RIDGE_PER_FEATURE * m / max(total, 1e-9)
+        h[1 + k :, 1 + k :] = fixed + (repaired + ridge) * total
         self._hessian = h
-
-    def _repaired(self, exact: Floats, coarse: Floats) -> Floats:
-        """What the bank's columns leave, shrunk towards no correlation until it is positive
-        definite: first the population's pairs, then all (rounding can spoil those too)."""
-        diagonal = np.diag(np.diagonal(exact))
-        floor = MIN_TOLERANCE * diagonal
-        nought = np.zeros(len(exact))
-        for keep in SHRINKAGES:
-            tried = exact + keep * coarse
-            if solve(tried - floor, nought) is not None:
-                return tried
-        for keep in SHRINKAGES:
-            tried = diagonal + keep * (exact - diagonal)
-            if solve(tried - floor, nought) is not None:
-                return tried
-        return diagonal
 
     def _ridge(self) -> Floats:
         ridge = np.full(1 + self.own.shape[1] + len(self.remote), self.penalty)
@@ -396,11 +397,13 @@ class JointFit:
     def take(self, step: Floats) -> None:
         """Go a step without opening it; the scores stay those of the bank's own fit.
 
-        It is shortened so that no coefficient of a department exceeds 1, the value that WOE has
-        where it stands alone: beyond, coarse correlations have been inverted, not effects found.
+        It is shortened so that no coefficient of a department exceeds `STEP_LIMIT`: WOE that stands
+        alone has 1, and far beyond it coarse correlations have been inverted, not effects found.
         """
         k, now = self.own.shape[1], self.now
-        step = step * min(1.0, 1.0 / max(float(np.abs(step[1 + k :]).max(initial=0.0)), 1e-9))
+        step = step * min(
+            1.0, STEP_LIMIT / max(float(np.abs(step[1 + k :]).max(initial=0.0)), 1e-9)
+        )
         self.now = Coefficients(
             now.intercept + float(step[0]),
             now.own + step[1 : 1 + k],
