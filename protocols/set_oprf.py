@@ -29,6 +29,8 @@ Security     Assumptions: gap-CDH on ristretto255; SHA-256 and SHA-512 as random
              one attempt and judges one reply, written down before it is looked at; a refusal closes
              the attempt. The three attacks on anything less are in
              tests/attacks/test_set_oprf_attacks.py.
+  Audit      from B's secret, its committed list and D's hello, B's reply follows byte for byte. If
+             it is the one sent, P holds that list and dummies: n keys, not m.
 Not covered  frames must be authenticated with `Attempt.context()` (version, both names, snapshot,
              m, attempt) by the channel, or the relay answers D's hello with a list of its own
              what D seals under the keys, and B's visible reaction to a mis-sealed row
@@ -303,7 +305,7 @@ class Bank:
         if not 0 < len(customers) <= self._size:
             raise ParameterError(f"{len(customers):,} customers, 1 to {self._size:,} fit m")
         # Lists mostly come sorted, and sorting a million of them takes as long as all the rest.
-        self._codes = customers if _is_ascending(customers) else np.unique(customers)
+        self._codes = customers.copy() if _is_ascending(customers) else np.unique(customers)
         if len(self._codes) != len(customers):
             raise ParameterError("the list of customers holds a code twice")
         _require_listed(self._codes, registry)
@@ -311,7 +313,7 @@ class Bank:
         self._context = attempt.context()
         self._secret = secret
         self._book = book
-        self._list = digest(labels.SET_OPRF_LIST, code_words(self._codes).tobytes())
+        self._list = digest(labels.SET_OPRF_LIST, _little(code_words(self._codes)))
         self._held: _Held | None = None
 
     def reply(self, hello: Hello, executor: Executor | None = None) -> Reply:
@@ -347,7 +349,7 @@ class Bank:
         m = self._attempt.m
         store, words, session, nonce = self._store(hello)
         # Equal pads mean an equal store, whatever else went wrong: the roots follow from P.
-        stream = Stream(self._derive(labels.SET_OPRF_ROOTS, session, digest(store.tobytes())))
+        stream = Stream(self._derive(labels.SET_OPRF_ROOTS, session, digest(_little(store))))
         identity = _identity(self._context, hello.nonce)
         base = base_ot.Sender(identity, session, hello.points, stream)
         roots = [stream.bytes(seed_trees.SEED_BYTES) for _ in range(COLUMNS)]
@@ -510,7 +512,7 @@ def _check_seed(
     return digest(labels.SET_OPRF_CHECK, session, *parts)
 
 
-def _little(array: NDArray[np.uint8] | Words) -> bytes:
+def _little(array: NDArray[np.unsignedinteger]) -> bytes:
     return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
 
 

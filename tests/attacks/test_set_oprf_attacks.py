@@ -318,9 +318,17 @@ def test_a_greedy_bank_gets_exactly_the_approved_number(monkeypatch: pytest.Monk
     bank._codes, bank._size = REGISTRY, len(REGISTRY)
     monkeypatch.setattr(okvs, "build", greedy)
     victim = department()
-    keys = victim.accept(bank.reply(victim.hello())).row_keys(REGISTRY)
+    reply = bank.reply(victim.hello())
+    keys = victim.accept(reply).row_keys(REGISTRY)
     equal = (bank.finalize().keys == keys).all(axis=1).sum()
     assert equal == won[0] == ATTEMPT.m <= most_keys(ATTEMPT.m, len(REGISTRY)) < 1.1 * ATTEMPT.m
+
+    # An auditor who has the secret and the committed list finds it.
+    monkeypatch.undo()
+    honest = Bank(ATTEMPT, REGISTRY[OURS], REGISTRY, digest("bank"), MemoryReplyBook())
+    assert honest.reply(victim.hello()).payload() != reply.payload()
+    again = Bank(ATTEMPT, REGISTRY[OURS], REGISTRY, digest("bank"), MemoryReplyBook())
+    assert again.reply(victim.hello()).payload() == honest.reply(victim.hello()).payload()
 
 
 def selected(h: NDArray[np.uint32], rows: int) -> int:
