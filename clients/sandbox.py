@@ -26,6 +26,7 @@ from federation.errors import LianmoError, Unavailable
 PLATFORM = "platform"
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
+READY = " ready"  # in the line that a resident process prints when it serves
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +154,24 @@ class Sandbox:
 
     # --- processes
 
-    def start(self, org: str, *arguments: str, ready: str = "ready") -> None:
-        """Start a resident process of one organisation and wait for its line with `ready`."""
+    def start(self, *services: tuple[str, Sequence[str]]) -> None:
+        """Start resident processes, each (organisation, arguments); returns when all are ready."""
+        waiting = [(org, arguments, self._launch(org, arguments)) for org, arguments in services]
+        deadline = time.monotonic() + START_TIMEOUT_S
+        for org, arguments, seen in waiting:
+            process = self._services[_service(org, arguments)]
+            while not seen.wait(0.05):
+                if process.poll() is None and time.monotonic() < deadline:
+                    continue
+                log = self._log(org, arguments)
+                last = log.read_text().strip().splitlines()[-1:] or ["it said nothing"]
+                what = f"`lianmo {' '.join(arguments)}` did not start: {last[0]}"
+                raise Unavailable(what, party=org, todo=f"see {log}")
+
+    def _launch(self, org: str, arguments: Sequence[str]) -> threading.Event:
+        """Start one process; the event is set when it says that it is ready."""
         self.say(org, arguments)
-        log = self.folder / f"{org}-{arguments[0]}.log"
+        log = self._log(org, arguments)
         with log.open("a") as errors:
             process = subprocess.Popen(  # noqa: S603 - our own command line
                 self._command(*arguments),
@@ -166,7 +181,7 @@ class Sandbox:
                 stderr=errors,
                 text=True,
             )
-        self._services[f"{org} {arguments[0]}"] = process
+        self._services[_service(org, arguments)] = process
         seen = threading.Event()
 
         def read() -> None:
@@ -175,20 +190,18 @@ class Sandbox:
             with process.stdout as lines, log.open("a") as copy:
                 for line in lines:
                     copy.write(line)
-                    if ready in line:
+                    if READY in line:
                         seen.set()
 
         threading.Thread(target=read, daemon=True).start()
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not seen.wait(0.05):
-            if process.poll() is not None or time.monotonic() > deadline:
-                last = log.read_text().strip().splitlines()[-1:] or ["it said nothing"]
-                what = f"`lianmo {' '.join(arguments)}` did not start: {last[0]}"
-                raise Unavailable(what, party=org, todo=f"see {log}")
+        return seen
+
+    def _log(self, org: str, arguments: Sequence[str]) -> Path:
+        return self.folder / f"{org}-{arguments[0]}.log"
 
     def kill(self, org: str, service: str) -> None:
         """End a process the hard way, as a power cut would."""
-        process = self._services.pop(f"{org} {service}")
+        process = self._services.pop(_service(org, [service]))
         process.kill()
         process.wait()
 
@@ -217,6 +230,10 @@ class Sandbox:
             "LIANMO_COORDINATOR_RUNTIME_PORT": str(self.runtime_port),
             "NO_COLOR": "1",
         }
+
+
+def _service(org: str, arguments: Sequence[str]) -> str:
+    return f"{org} {arguments[0]}"
 
 
 def _free_ports(count: int) -> list[int]:

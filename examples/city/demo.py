@@ -18,6 +18,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from examples.city.city import (
     LABEL,
     PLATFORM,
     REGION,
+    Dataset,
     datasets,
     own_code,
     write_tables,
@@ -46,7 +48,7 @@ OUT = Path("out/demo")
 JOB = "city-scorecard"
 CUSTOMERS_MAX, CUSTOMERS_MIN = 18_500, 17_500  # what the bank states; it has 18,000
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 def step(number: int, text: str) -> None:
@@ -93,7 +95,7 @@ def found(city: Sandbox) -> None:
     """Homes, keys and trust; then the platform's coordinator."""
     step(1, "Found the federation: keys, and cards compared by their fingerprints")
     city.found()
-    city.start(PLATFORM.org, "coordinator", "start")
+    city.start((PLATFORM.org, ("coordinator", "start")))
 
 
 def publish(city: Sandbox, tables: dict[str, Path]) -> None:
@@ -104,12 +106,12 @@ def publish(city: Sandbox, tables: dict[str, Path]) -> None:
     city.everybody(
         (m.org, ("registry", "add", registry, "--region", REGION, "--as-of", AS_OF)) for m in owners
     )
-    for dataset in datasets():
+
+    def register(dataset: Dataset) -> None:
         label = ("--label", LABEL) if dataset.owner == BANK.org else ()
+        file = str(tables[dataset.owner])
         city.run(
-            dataset.owner,
-            *("data", "add", dataset.name, "--file", str(tables[dataset.owner]), "--key", KEY),
-            *label,
+            dataset.owner, *("data", "add", dataset.name, "--file", file, "--key", KEY), *label
         )
         city.run(
             dataset.owner,
@@ -118,8 +120,10 @@ def publish(city: Sandbox, tables: dict[str, Path]) -> None:
             *("--provenance", "UCI data set 350, a stand-in for the organisation's own register"),
         )
         city.run(dataset.owner, "catalogue", "publish", dataset.name)
-    for member in owners:
-        city.start(member.org, "node", "start")
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(register, datasets()))
+    city.start(*((member.org, ("node", "start")) for member in owners))
 
 
 def propose_and_approve(city: Sandbox) -> None:

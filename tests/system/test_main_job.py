@@ -83,7 +83,7 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> Iterator[City]:
     (folder / "registry.txt").write_text("\n".join(registry.astype(str)) + "\n")
     with Sandbox(folder / "homes", members, region="Testville") as box:
         box.found()
-        box.start("platform", "coordinator", "start")
+        box.start(("platform", ("coordinator", "start")))
         names = {"bank": "loans", "tax": "payments", "court": "cases"}
         where = ("--region", "Testville", "--as-of", "2026-10-31")
         box.everybody(
@@ -97,7 +97,7 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> Iterator[City]:
             words = ("--title", name, "--legal-basis", "test", "--update-frequency", "never")
             box.run(org, "catalogue", "set", name, *words, "--provenance", "made up")
             box.run(org, "catalogue", "publish", name)
-            box.start(org, "node", "start")
+        box.start(*((org, ("node", "start")) for org in names))
         draft = folder / "job.toml"
         departments = [p for org in DEPARTMENTS for p in ("--department", f"{org}/{names[org]}")]
         limits = ("--customers-max", "1000", "--customers-min", "800")
