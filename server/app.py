@@ -19,12 +19,11 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from http import HTTPStatus
 from importlib.metadata import version
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -71,7 +70,6 @@ SECURITY_HEADERS = {
 }
 
 Identify = Callable[[Scope], str | None]
-M = TypeVar("M", bound=BaseModel)
 
 
 class Changes:

@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
 
 import uvicorn
+from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Scope
 
@@ -135,8 +136,14 @@ class Coordinator:
         )
 
     async def _on_report(self, run_id: int, body: bytes) -> None:
-        report = RunReport.model_validate_json(body)
-        await run_in_threadpool(self.governance.report, run_id, report)
+        try:
+            report = RunReport.model_validate_json(body)
+            await run_in_threadpool(self.governance.report, run_id, report)
+        except (ValidationError, LianmoError) as error:
+            # Not the ServerApp's fault, and sending it again would not help: a party's record that
+            # does not verify is not kept, and without it the job does not succeed.
+            about = {"run": run_id, "reason": str(error) if isinstance(error, LianmoError) else ""}
+            log.warning("report refused", extra=about)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[str]:

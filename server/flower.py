@@ -63,7 +63,6 @@ from federation.errors import LianmoError
 
 MAX_BODY = 16 << 20  # Flower cuts arrays into objects of 5 MB
 HOLD_S = 10.0  # an empty pull is held so long; Flower's clients time out after 30
-FINISHED = frozenset({"completed", "failed", "stopped"})
 
 
 class JobFederations(NoOpFederationManager):
@@ -134,7 +133,7 @@ class SuperLink:
         self.state.stop_run(run_id)
 
     def status(self, run_id: int) -> str:
-        """Flower's word on the run: pending, starting, running or one of FINISHED."""
+        """Flower's word on the run: pending, starting, running, completed, failed, stopped."""
         status = self.state.get_run_status({run_id}).get(run_id)
         if status is None:
             return "failed"

@@ -80,6 +80,7 @@ from server.store import (
 log = logging.getLogger(__name__)
 
 MAX_OPEN_JOBS = 200  # of one bank
+ENDED = frozenset({"completed", "failed", "stopped"})  # as Flower calls a run that is over
 
 
 class Flower(Protocol):
@@ -115,8 +116,7 @@ class Task:
 class Rules:
     """The site's numbers."""
 
-    attempts: int = 3
-    start_wait_s: float = 600.0  # how long an approved job waits for a party's node to register
+    attempts: int = 3  # of a job whose parties were lost
 
 
 class Governance:
@@ -484,7 +484,7 @@ class Governance:
             text = f"not finished within the {limit_s} s that the manifest allows"
             self._end(session, row, JobStatus.FAILED, text)
             return True
-        if self._flower.status(int(row.run_id or 0)) in ("completed", "failed", "stopped"):
+        if self._flower.status(int(row.run_id or 0)) in ENDED:
             log.warning("run ended without a report", extra={"job": row.job, "run": row.run_id})
             self._retry(session, row, "the coordinator's process of the run ended early")
             return True
@@ -579,6 +579,12 @@ class Governance:
             where = f"; the reason is in {org}'s log, reference {reply.reference}"
             text = f"{org}{stage}: {reply.state}{where if reply.reference else ''}"
             self._end(session, row, JobStatus.FAILED, text, org, is_reported=True)
+            return
+        if states.keys() == set(parties) and all(r.state == "succeeded" for r in states.values()):
+            # what was handed in did not verify; a repeat of the run would not change that
+            unproven = [org for org in parties if org not in succeeded]
+            text = f"{', '.join(unproven)}: no run record that verifies"
+            self._end(session, row, JobStatus.FAILED, text, unproven[0], is_reported=True)
             return
         silent = [org for org in parties if org not in states or states[org].state != "succeeded"]
         why = f"{', '.join(silent) or 'a party'} was lost"

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 REPEAT_S = TRAIN_HOLD_S + 4.0  # no answer for so long: ask again
 AWAY_S = 2.0  # between two messages to a node that Flower says is away
-GRACE_S = 5.0  # for the others' last words, once one has failed: it has told them, or is lost
+GRACE_S = 3.0  # for the others' last words, once one has failed: it has told them, or is lost
 
 app = ServerApp()
 

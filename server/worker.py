@@ -70,10 +70,13 @@ class JobGrid(HttpGrid):
                     content=report.model_dump_json(),
                     headers={TASK_TOKEN_HEADER: self._token},
                     timeout=30,
+                    trust_env=False,
                 )
-                if answer.status_code < 500:
-                    answer.raise_for_status()
-                    return
+                answer.raise_for_status()
+                return
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code < 500 or time.monotonic() > deadline:
+                    raise
             except httpx.TransportError:
                 if time.monotonic() > deadline:
                     raise

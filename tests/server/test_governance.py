@@ -268,8 +268,9 @@ def test_words_without_records_are_no_success(site: Governed) -> None:
     manifest = site.running()
     site.hand_in(BANK, site.record(BANK, manifest))
     site.report(**{"bank-a": "succeeded", "tax": "succeeded", "court": "succeeded"})
-    assert site.status(manifest) == "running"  # a second attempt
-    assert site.launched[-1].order.attempt == 2
+    found = site.governance.job("bank-a", site.name(manifest))
+    assert found.status is JobStatus.FAILED
+    assert found.message == "tax, court: no run record that verifies"
 
 
 @pytest.mark.parametrize(
