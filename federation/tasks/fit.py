@@ -52,8 +52,8 @@ SHRINKAGES = (1.0, 0.97, 0.94, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1
 @cache
 def _sigmoid_table() -> Integers:
     at = np.arange(-SCORE_LIMIT << SCORE_BITS, (SCORE_LIMIT << SCORE_BITS) + 1)
-    # No entry lies within 1e-12 of a rounding boundary (tested), so that the last bit of the
-    # machine's exp does not matter.
+    # No entry lies within 1e-7 of a rounding boundary (tested), so that the last bit of the
+    # machine's exp, some 1e-9 of a step here, does not matter.
     return np.rint(2.0**P_BITS / (1.0 + np.exp(-at / 2.0**SCORE_BITS))).astype(np.int64)
 
 

@@ -266,7 +266,7 @@ class ScorecardResult:
     alone_scores: NDArray[np.int64] = field(repr=False)  # (customers,)
     openings: tuple[Opening, ...]
     notes: tuple[str, ...]
-    tokens: int  # queries that each department answered, padding excluded
+    tokens: int  # queries that each department answered, those with v = 0 among them
     commitments: tuple[bytes, ...]
     seconds: Mapping[str, float]  # by stage
     sent_bytes: Mapping[str, int]  # by stage, all peers

@@ -79,7 +79,7 @@ Integers = NDArray[np.int64]
 
 MIN_OF_A_CLASS = 20  # training bads, and goods: below, no bin could hold ten of them on two sides
 # Log loss that an opening must be worth; a coefficient without any effect gains a half.
-MIN_GAIN = 0.25
+MIN_GAIN = 0.1
 DIRECTION_SPREAD = 2.0  # logits: four standard deviations reach the default range
 
 

@@ -295,6 +295,20 @@ def test_tokens_are_those_of_the_plan(opened: tuple[World, LocalRun]) -> None:
         assert part.tokens == made.tokens + asked.get(org, 0)
 
 
+def test_asking_goes_on_to_the_end_of_the_schedule_when_opening_has_stopped() -> None:
+    world = make_world(rows=600, customers=550)
+    manifest = world.manifest(openings=8, evaluation=False)
+    run = world.run(manifest)
+    assert 1 <= len(run.result.openings) < 8
+    assert run.result.tokens == manifest.limits.tokens
+    assert all(part.openings == len(run.result.openings) for part in run.parts.values())
+    customers = manifest.limits.customers_max
+    for ledger in run.ledgers.values():
+        for item in ledger.entries():
+            if item.what is What.SCORE_OPENING:
+                assert item.count == customers * len(run.result.openings)
+
+
 def test_a_large_job_has_safe_parameters() -> None:
     query, tokens, _ = scorecard.plan(
         rows=1_000_000,
@@ -331,6 +345,19 @@ def test_the_fit_is_that_of_scikit_learn() -> None:
     # Coefficients are rounded to 2^-20 of a logit a step, scores to 2^-12.
     np.testing.assert_allclose(ours.coefficients, theirs.coef_[0], atol=2e-4)
     assert ours.intercept == pytest.approx(theirs.intercept_[0], abs=2e-4)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_fit_is_the_same_bit_for_bit_in_any_order_of_rows(seed: int) -> None:
+    """What a threaded library adds up in another order must not change what a replay sends."""
+    rng = np.random.default_rng(seed)
+    steps = rng.integers(-63, 64, (2000, 5)).astype(np.float64)
+    goods = rng.random(2000) < 1 / (1 + np.exp(-steps @ rng.normal(size=5) * 0.03))
+    order = rng.permutation(2000)
+    first = fit_logistic(steps, np.full(5, WOE_STEP), goods, np.eye(5))
+    again = fit_logistic(steps[order], np.full(5, WOE_STEP), goods[order], np.eye(5))
+    assert first.coefficients.tobytes() == again.coefficients.tobytes()
+    np.testing.assert_array_equal(first.scores[order], again.scores)
 
 
 def test_no_probability_hangs_on_the_last_bit_of_exp() -> None:
