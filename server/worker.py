@@ -13,6 +13,7 @@ import os
 import resource
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -120,6 +121,10 @@ def main() -> int:
         wall_time_s=task["wall_time_s"],
         party_wait_s=task["party_wait_s"],
     )
+    # Flower's client tries for ever; a coordinator that never comes back must leave no process.
+    last = threading.Timer(job.wall_time_s + REPORT_TRIES_S, lambda: os._exit(1))
+    last.daemon = True
+    last.start()
     with tempfile.TemporaryDirectory(prefix="lianmo-serverapp-") as folder:
         os.chdir(folder)
         try:
