@@ -6,7 +6,7 @@ import typer
 
 from clients.cli.common import JsonFlag, emit, open_home
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

@@ -10,7 +10,7 @@ import typer
 
 from clients.cli.common import JsonFlag, emit, say
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
@@ -33,7 +33,9 @@ def init(
         list[str] | None,
         typer.Option(help="Name or address under which others reach it (platform only)."),
     ] = None,
-    home: Annotated[Path | None, typer.Option(help="Where; default: LIANMO_HOME.")] = None,
+    home: Annotated[
+        Path | None, typer.Option(help="Where; default: LIANMO_HOME, then ~/.lianmo.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Make the home of one organisation: its keys and its card."""

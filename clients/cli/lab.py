@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from clients.lab import Finding
     from clients.lab_run import Watch
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

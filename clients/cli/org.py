@@ -147,7 +147,8 @@ def show(
 
     def human() -> str:
         row = _row(found, home.org)
-        head = "\n".join(f"{name:12} {value}" for name, value in row.items())
+        shown = row | {"self": "yes" if row["self"] else "no"}
+        head = "\n".join(f"{name:12} {value}" for name, value in shown.items())
         lines = [[str(value) for value in key.values()] for key in keys]
         return f"{head}\n\n{table(list(keys[0]), lines)}"
 
