@@ -1,0 +1,1 @@
+"""Timings against plaintext and peers, as ratios of one run; never asserted in tests."""
