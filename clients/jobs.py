@@ -6,6 +6,7 @@ shown; what was shown is what is signed, by its digest.
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Iterator, Mapping
@@ -193,9 +194,10 @@ def decide(
     detail = client.job(job)
     manifest = manifest_of(home, detail, now)
     digest = manifest.digest()
-    if manifest_digest is not None and not (
-        len(manifest_digest) >= 12 and digest.startswith(manifest_digest.lower())
-    ):
+    if manifest_digest is not None and not re.fullmatch(r"[0-9a-fA-F]{12,64}", manifest_digest):
+        todo = "copy it from `lianmo job review`, the first 12 digits at least"
+        raise UsageError("that is not the digest of a manifest", todo=todo)
+    if manifest_digest is not None and not digest.startswith(manifest_digest.lower()):
         todo = "read `lianmo job review` again; do not sign what you did not read"
         raise IntegrityError(f"the manifest of {job} is another one now", party=home.org, todo=todo)
     approval = Approval(

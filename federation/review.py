@@ -149,7 +149,7 @@ def _warnings(
 
 
 def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:
-    """Every leaf of a nested object with its path."""
+    """Every leaf of a nested object with its path; members of lists go by name, not by place."""
     if isinstance(value, dict):
         return [
             leaf
@@ -157,8 +157,24 @@ def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:
             for leaf in _flat(value[key], f"{path}.{key}" if path else key)
         ]
     if isinstance(value, list):
-        return [leaf for i, item in enumerate(value) for leaf in _flat(item, f"{path}[{i}]")]
+        if all(isinstance(item, str) for item in value):
+            return [(f"{path}[{item}]", "yes") for item in value]
+        return [
+            leaf
+            for i, item in enumerate(value)
+            for leaf in _flat(item, f"{path}[{_name(item, i)}]")
+        ]
     return [(path, str(value))]
+
+
+def _name(item: Any, place: int) -> str:
+    """What a member of a list is called: its organisation, or who tells whom what."""
+    if isinstance(item, dict):
+        if "org" in item:
+            return str(item["org"])
+        if {"source", "to", "what"} <= item.keys():
+            return f"{item['source']} to {item['to']}, {item['what']}"
+    return str(place)
 
 
 _PASSING = ("created", "job", "not_before", "expires", "previous")  # differ in every job

@@ -88,7 +88,7 @@ def status(as_json: JsonFlag = False) -> None:
         return
     _say(f"coordinator {health.version} at {url}, {health.time}")
     for org, seen in answer["organisations"].items():
-        _say(f"  organisation {org:<24} node registered {seen or 'never'}")
+        _say(f"  organisation {org:<24} last seen {seen or 'never'}")
     for job, state in answer["jobs"].items():
         _say(f"  job          {job:<24} {state}")
 

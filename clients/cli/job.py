@@ -161,6 +161,17 @@ def refuse(
 
 
 @app.command()
+def withdraw(
+    job: JobName,
+    words: Annotated[str, typer.Option(help="Why, for the others.")] = "",
+    manifest: Manifest = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Take an approval back: the job does not start, or stops at its next step."""
+    _decide(job, "withdraw", manifest=manifest, words=words, as_json=as_json)
+
+
+@app.command()
 def watch(job: JobName, as_json: JsonFlag = False) -> None:
     """Follow a job until it has ended; the exit code says how."""
     with _client(open_home()) as client:
@@ -233,6 +244,9 @@ def _decide(job: str, decision: str, *, as_json: bool, **options: Any) -> None:
             if not typer.confirm(f"{decision} exactly this manifest?", err=True):
                 raise Refused("nothing was signed", party=home.org)
             options["manifest"] = found.manifest
+        elif decision == "approve":
+            for text in jobs.review_job(home, store, client, job, _now()).warnings:
+                say(f"warning: {text}")
         options["manifest_digest"] = options.pop("manifest")
         approval = jobs.decide(home, store, client, job, Decision(decision), _now(), **options)
         detail = client.job(job)

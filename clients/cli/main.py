@@ -129,7 +129,7 @@ typer.core.HAS_RICH = False
 
 group = Nouns(
     name="lianmo",
-    help="Joint credit models and authorised verification without moving raw records (联模).",
+    help="Joint credit models without moving raw records (联模).",
     epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 refused, 4 signature or integrity, "
     "5 not found, 6 conflict or stale, 7 unavailable.",
     context_settings={"help_option_names": ["-h", "--help"]},
