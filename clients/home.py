@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import shutil
 import tempfile
 import tomllib
@@ -32,7 +33,7 @@ from federation import identity
 from federation.envelope import Envelope
 from federation.errors import Conflict, NotFound, UsageError
 from federation.identity import PrivateKey
-from federation.keyring import DIRECTORY_MODE, Keyring, write
+from federation.keyring import DIRECTORY_MODE, Keyring, write, write_once
 from federation.objects import Card, OrgId, OrgKind, Usage
 from federation.trust import TrustStore
 
@@ -179,6 +180,17 @@ class Home:
     def trust_card(self, envelope: Envelope) -> Card:
         """Trust a card; the caller has made sure of its fingerprint."""
         return self.keyring.trust_card(envelope)
+
+    def rounding_secret(self) -> bytes:
+        """Rounds every score that this organisation ever seals; made when first asked for.
+
+        One for all jobs, attempts and banks: the same score under fresh rounding, opened again and
+        again, would average to its exact value (PROTOCOLS.md section 2).
+        """
+        file = self.path / "keys" / "rounding.secret"
+        if not file.is_file():
+            write_once(file, secrets.token_bytes(32), 0o600)
+        return file.read_bytes()
 
     @property
     def tls_files(self) -> tuple[Path, Path]:

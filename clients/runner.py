@@ -377,6 +377,7 @@ class _Job:
             ledger=Ledger(self.me, declared),
             spent=books[0],
             answers=books[1],
+            rounding=self._home.rounding_secret(),
             report=report,
             check=check,
         )

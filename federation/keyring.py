@@ -11,6 +11,7 @@ Every file is written beside its place and moved there, so that a crash leaves t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import stat
@@ -124,6 +125,17 @@ def write(path: Path, content: bytes, mode: int = PUBLIC_MODE) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def write_once(path: Path, content: bytes, mode: int = SECRET_MODE) -> None:
+    """Write a file unless it is there already: of two writers the first one's stays, as a whole."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        write(beside, content, mode)
+        with contextlib.suppress(FileExistsError):
+            os.link(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _read_card(file: Path) -> Envelope:

@@ -43,6 +43,9 @@ class Party:
     ledger: Ledger
     spent: SpentBook = field(repr=False)
     answers: AnswerBook = field(repr=False)
+    # Of score rounding: this organisation's for ever, over jobs and attempts, else repeats average
+    # the rounding away. Empty: of this attempt alone, for parties that live no longer.
+    rounding: bytes = field(default=b"", repr=False)
     executor: Executor | None = field(default=None, repr=False)
     report: Callable[[Progress], None] = lambda progress: None
     check: Callable[[], None] = lambda: None  # raises when the job was stopped or withdrawn

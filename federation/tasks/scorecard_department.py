@@ -261,8 +261,8 @@ class _Department:
         """Seal the rounded score of every direction that the bank chooses."""
         party, parameters = self.party, self.parameters
         most = score_steps(parameters)
-        # Drawn without job and attempt: the same score is rounded the same way for ever.
-        always = Randomness(party.randomness.master, b"", 0)
+        # Without job and attempt: the same score is rounded the same way for ever.
+        always = Randomness(party.rounding or party.randomness.master, b"", 0)
         secret = always.key(labels.ROUNDING_SECRET)
         with party.at("openings", parameters.openings) as done:
             for number in range(parameters.openings):

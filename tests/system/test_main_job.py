@@ -155,6 +155,7 @@ def test_the_processes_send_the_very_bytes_that_one_process_would(city: City) ->
         party = local_party(org, city.manifest, seeds, links[org], attempt=1)
         if org in DEPARTMENTS:
             party.pair_seeds = {peer: pair for peer in DEPARTMENTS if peer != org}
+            party.rounding = (city.box.home(org) / "keys" / "rounding.secret").read_bytes()
         return lambda: run_party(party, data[org])
 
     done = run_in_process({org: program(org) for org in orgs})
