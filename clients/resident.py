@@ -25,7 +25,7 @@ from clients.coordinator_client import CoordinatorClient, platform_of
 from clients.gate import Gate
 from clients.home import Home
 from clients.relay_client import Identity, LineConfig, PeerCertificate, RelayClient, RelayServer
-from clients.runner import Admission, Outcome, Program, Runner
+from clients.runner import Admission, Books, Outcome, Program, Runner
 from clients.runner import Gate as GateProtocol
 from clients.store import Store
 from federation import certificates, keyring
@@ -89,7 +89,7 @@ def serve(
             program=program or partial(_installed_program, home),
             relay=relay,
             coordinator=client,
-            books=(store.spent, store.answers),
+            books=Books(store.spent, store.answers, store.replies, store.attempts),
             now=_now,
             executor=executor,
         )

@@ -58,6 +58,7 @@ from federation.tasks.party import Party, Progress
 from protocols import labels
 from protocols.books import AnswerBook, SpentBook
 from protocols.errors import ProtocolError
+from protocols.row_key_books import AttemptBook, ReplyBook
 from protocols.streams import SEED_BYTES, Randomness, digest, encode
 
 log = logging.getLogger(__name__)
@@ -122,6 +123,16 @@ class Gate(Protocol):
         """The attempt is over: it counts with what it used."""
 
 
+@dataclass(frozen=True, slots=True)
+class Books:
+    """What a party must remember whatever crashes (clients/store.py); see `Party`."""
+
+    spent: SpentBook
+    answers: AnswerBook
+    replies: ReplyBook
+    attempts: AttemptBook
+
+
 Program = Callable[[Party, Admission], Outcome]
 
 
@@ -149,7 +160,7 @@ class Runner:
         program: Program,
         relay: Relay,
         coordinator: Coordinator,
-        books: tuple[SpentBook, AnswerBook],
+        books: Books,
         now: Callable[[], datetime],
         executor: Executor | None = None,
         hold_s: float = TRAIN_HOLD_S,
@@ -361,7 +372,7 @@ class _Job:
 
     def party(
         self,
-        books: tuple[SpentBook, AnswerBook],
+        books: Books,
         report: Callable[[Progress], None],
         check: Callable[[], None],
     ) -> Party:
@@ -375,8 +386,10 @@ class _Job:
             channels=self.channels,
             pair_seeds=pair_seeds(self._home, self.manifest, self.number),
             ledger=Ledger(self.me, declared),
-            spent=books[0],
-            answers=books[1],
+            spent=books.spent,
+            answers=books.answers,
+            reply_book=books.replies,
+            attempt_book=books.attempts,
             rounding=self._home.rounding_secret(),
             report=report,
             check=check,

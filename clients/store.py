@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -42,8 +42,9 @@ from federation.errors import Conflict, NotFound, Unavailable, UsageError
 from federation.objects import utc_text
 from protocols.books import BatchId, StoredAnswer, TokenId
 from protocols.errors import ProtocolError
+from protocols.row_key_books import REFUSALS_MAX, Attempt, StoredReply
 
-HEAD = "0001"  # the newest migration; a test holds it to the scripts
+HEAD = "0002"  # the newest migration; a test holds it to the scripts
 BUSY_TIMEOUT_S = 30  # how long a command waits for another one's transaction
 
 # --- model ----------------------------------------------------------------------------------------
@@ -175,6 +176,36 @@ class AnswerRow(BatchKey, Base):
     payload: Mapped[bytes] = mapped_column(LargeBinary)
 
 
+class AttemptKey:
+    """The columns that name an attempt to agree on row keys (protocols/row_key_books.py)."""
+
+    bank: Mapped[str] = mapped_column(String(32), primary_key=True)
+    department: Mapped[str] = mapped_column(String(32), primary_key=True)
+    snapshot: Mapped[str] = mapped_column(String(64), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+
+
+class ReplyRow(AttemptKey, Base):
+    """The one reply that this node, as bank, may send in an attempt."""
+
+    __tablename__ = "row_key_reply"
+
+    m: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    hello: Mapped[bytes] = mapped_column(LargeBinary)
+    customers: Mapped[bytes] = mapped_column(LargeBinary)  # digest of the list
+    payload: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class AttemptRow(AttemptKey, Base):
+    """An attempt that this node, as department, opened: one m, and one reply, if any."""
+
+    __tablename__ = "row_key_attempt"
+
+    m: Mapped[int] = mapped_column(BigInteger)
+    reply: Mapped[bytes | None] = mapped_column(LargeBinary)  # digest
+    refused: Mapped[bool]
+
+
 class DecoyRow(Base):
     """A decoy that stands beside a customer for ever (PROTOCOLS.md section 0)."""
 
@@ -213,6 +244,8 @@ class Store:
         self.decoys = StickyDecoys(self)
         self.spent = SqlSpentBook(self)
         self.answers = SqlAnswerBook(self)
+        self.replies = SqlReplyBook(self)
+        self.attempts = SqlAttemptBook(self)
         self.nonces = Nonces(self)
 
     @classmethod
@@ -753,6 +786,109 @@ def _batch_key(batch: BatchId) -> dict[str, Any]:
 
 def _token_key(token: TokenId) -> dict[str, Any]:
     return _batch_key(token.batch) | {"place": token.index}
+
+
+# --- books of row keys ----------------------------------------------------------------------------
+
+
+class SqlReplyBook:
+    """The bank's book of replies (protocols/row_key_books.py, ReplyBook)."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def replied(self, attempt: Attempt) -> StoredReply | None:
+        """The attempt's reply, if there ever was one."""
+        with self._store.reading() as session:
+            row = session.get(ReplyRow, _attempt_key(attempt) | {"m": attempt.m})
+            return None if row is None else StoredReply(row.hello, row.customers, row.payload)
+
+    def record(self, attempt: Attempt, reply: StoredReply) -> None:
+        """Durable. An equal reply again changes nothing, another raises ProtocolError."""
+        key = _attempt_key(attempt) | {"m": attempt.m}
+        with self._store.writing(ReplyRow) as session:
+            row = session.get(ReplyRow, key)
+            if row is None:
+                session.add(ReplyRow(**key, **_values(reply)))
+            elif StoredReply(row.hello, row.customers, row.payload) != reply:
+                raise ProtocolError("the attempt was answered otherwise")
+
+
+class SqlAttemptBook:
+    """The department's book of attempts (protocols/row_key_books.py, AttemptBook)."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def open(self, attempt: Attempt, approved: int) -> None:
+        """Durable, before the hello leaves; ProtocolError if the attempt may not be opened."""
+        with self._store.writing(AttemptRow) as session:
+            rows = _of_pair(session, attempt.pair)
+            row = _require_open(rows, attempt)
+            before = _given(other for other in rows if other is not row)
+            if before + attempt.m > approved:
+                raise ProtocolError(
+                    f"{attempt.m:,} row keys asked, {before:,} given before, {approved:,} approved"
+                )
+            if row is None:
+                key = _attempt_key(attempt)
+                session.add(AttemptRow(**key, m=attempt.m, reply=None, refused=False))
+
+    def take(self, attempt: Attempt, reply: bytes) -> None:
+        """Durable, before the reply is looked at; ProtocolError if it may not be."""
+        with self._store.writing(AttemptRow) as session:
+            row = _require_open(_of_pair(session, attempt.pair), attempt)
+            if row is None:
+                raise ProtocolError(f"attempt {attempt.number} was not opened")
+            if row.reply not in (None, reply):
+                raise ProtocolError(f"attempt {attempt.number} took another reply")
+            row.reply = reply
+
+    def refuse(self, attempt: Attempt) -> None:
+        """Durable, before the refusal is visible: the attempt is closed and gives no keys."""
+        with self._store.writing(AttemptRow) as session:
+            row = session.get(AttemptRow, _attempt_key(attempt))
+            if row is None or row.m != attempt.m:
+                raise RuntimeError(f"attempt {attempt.number} was not opened")
+            row.refused = True
+
+    def given(self, pair: tuple[str, str, bytes]) -> int:
+        """Sum of m over the pair's attempts that took a reply and did not refuse it."""
+        with self._store.reading() as session:
+            return _given(_of_pair(session, pair))
+
+
+def _of_pair(session: Session, pair: tuple[str, str, bytes]) -> Sequence[AttemptRow]:
+    bank, department, snapshot = pair
+    query = select(AttemptRow).where(AttemptRow.bank == bank, AttemptRow.department == department)
+    return session.scalars(query.where(AttemptRow.snapshot == snapshot.hex())).all()
+
+
+def _given(rows: Iterable[AttemptRow]) -> int:
+    return sum(row.m for row in rows if row.reply is not None and not row.refused)
+
+
+def _require_open(rows: Sequence[AttemptRow], attempt: Attempt) -> AttemptRow | None:
+    """The attempt's row, None if it has none yet; ProtocolError if it is over or must not begin."""
+    if (refusals := sum(row.refused for row in rows)) >= REFUSALS_MAX:
+        raise ProtocolError(f"{refusals} attempts were refused: a person has to look")
+    if any(row.number > attempt.number for row in rows):
+        raise ProtocolError(f"attempt {attempt.number} is over, a later one was opened")
+    row = next((row for row in rows if row.number == attempt.number), None)
+    if row is not None and row.m != attempt.m:
+        raise ProtocolError(f"attempt {attempt.number} was opened for another number")
+    if row is not None and row.refused:
+        raise ProtocolError(f"attempt {attempt.number} is closed")
+    return row
+
+
+def _attempt_key(attempt: Attempt) -> dict[str, Any]:
+    return {
+        "bank": attempt.bank,
+        "department": attempt.department,
+        "snapshot": attempt.snapshot.hex(),
+        "number": attempt.number,
+    }
 
 
 # --- decoys and nonces ----------------------------------------------------------------------------

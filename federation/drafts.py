@@ -31,7 +31,7 @@ from federation.objects import (
     ScorecardParameters,
     utc_text,
 )
-from federation.tasks import plan
+from federation.tasks import plan, row_keys
 
 
 class _Part(BaseModel):
@@ -178,6 +178,7 @@ def build(
         department_fields={party.org: len(party.fields) for party in departments},
         parameters=draft.scorecard,
     )
+    alignment, number = row_keys.agreed(draft.limits.customers_max)
     try:
         manifest = JobManifest(
             job=draft.job,
@@ -186,11 +187,13 @@ def build(
             parties=(bank, *departments, *platform),
             registry=registry,
             cover=CoverRule(kind=draft.cover.kind, decoys=draft.cover.decoys, rows=cover_rows),
+            alignment=alignment,
             package_sha256=package_sha256,
             parameters=draft.scorecard,
             query=query,
             limits=Limits(
                 customers_max=draft.limits.customers_max,
+                row_keys=number,
                 customers_min=draft.limits.customers_min,
                 tokens=tokens,
                 tokens_between=between,

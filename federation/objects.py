@@ -414,7 +414,8 @@ class QueryParameters(Part):
 class Limits(Part):
     """What the job may use at most; the owners' gates hold it to that."""
 
-    customers_max: Count  # row keys for so many enterprises; the true number stays unknown
+    customers_max: Count  # the true number stays unknown
+    row_keys: Count  # so many the bank can get from a department, whatever it does: `alignment`
     customers_min: Count  # the bank's claim; exposure = tokens / customers_min
     tokens: Count  # linear queries a department answers at most
     tokens_between: Count = 0  # of department to department, a pair
@@ -450,7 +451,7 @@ class JobManifest(SignedObject):
     parties: tuple[JobParty, ...]
     registry: RegistrySnapshot
     cover: CoverRule
-    alignment: Literal["voprf"] = "voprf"
+    alignment: Literal["voprf", "set"]  # how row keys are agreed on (protocols/row_key_agreement)
     package_sha256: Digest
     parameters: ScorecardParameters | TreesParameters  # those of the task
     query: QueryParameters
@@ -485,6 +486,8 @@ class JobManifest(SignedObject):
             raise ValueError("the job expires before it may begin")
         if not 0 < self.limits.customers_min <= self.limits.customers_max <= self.cover.rows:
             raise ValueError("0 < customers_min <= customers_max <= rows of the cover")
+        if self.limits.row_keys < self.limits.customers_max:
+            raise ValueError("a row key for each of customers_max")
         return self
 
     def of_role(self, role: Role) -> tuple[str, ...]:

@@ -472,7 +472,7 @@ def cover_text(manifest: JobManifest) -> str:
 
 MEANING: Mapping[str, str] = {
     "cover": "the rows that the job runs over",
-    "row_keys": "how many customers there are at most; not who they are",
+    "row_keys": "for how many enterprises the bank can open values at most; not for which",
     "queries": "how many encrypted questions were asked; not what they were",
     "bin_definitions": "edges and categories of the feature bins",
     "bin_counts": "customers and bads in each fine bin of a feature",

@@ -13,12 +13,12 @@ from typing import Protocol
 
 from protocols import labels
 from protocols.errors import ParameterError, ProtocolError
-from protocols.okvs import ROWS_MAX
 from protocols.streams import digest
 
 VERSION = 1
 REFUSALS_MAX = 3  # of one pair on one snapshot; then a person has to look
 DIGEST_BYTES = 32
+M_MAX = 2**24 - 1  # `okvs.ROWS_MAX`; nodes load these books without any kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Attempt:
             raise ValueError("an attempt is of two parties with different names")
         if len(self.snapshot) != DIGEST_BYTES:
             raise ValueError(f"a snapshot's digest has {DIGEST_BYTES} bytes")
-        if not 0 < self.m <= ROWS_MAX or self.number < 0:
+        if not 0 < self.m <= M_MAX or self.number < 0:
             raise ParameterError(f"approved number {self.m:,}, attempt {self.number}")
 
     @property

@@ -27,11 +27,12 @@ from federation.objects import (
     ScorecardParameters,
 )
 from federation.tables import BankData, DepartmentData
-from federation.tasks import registry, scorecard
+from federation.tasks import registry, row_keys, scorecard
 from federation.tasks.model import DepartmentPart, ScorecardResult
 from federation.tasks.party import Party, Progress
 from protocols.books import MemoryAnswerBook, MemorySpentBook
 from protocols.errors import ParameterError, ProtocolError
+from protocols.row_key_books import MemoryAttemptBook, MemoryReplyBook
 from protocols.streams import Randomness, digest
 
 NOBODY = "0" * 64  # digest of what a local run does not have
@@ -71,6 +72,7 @@ def local_manifest(
         department_fields={org: len(data.columns) for org, data in departments.items()},
         parameters=parameters,
     )
+    alignment, number = row_keys.agreed(most)
     manifest = JobManifest(
         job=job,
         created="2026-01-01T00:00:00Z",
@@ -86,11 +88,13 @@ def local_manifest(
             as_of="2026-01-01",
         ),
         cover=CoverRule(rows=bank.cover_rows),
+        alignment=alignment,
         package_sha256=NOBODY,
         parameters=parameters,
         query=query,
         limits=Limits(
             customers_max=most,
+            row_keys=number,
             customers_min=customers_min or bank.customers,
             tokens=tokens,
             tokens_between=between,
@@ -179,6 +183,8 @@ def local_party(
         ledger=Ledger(org, [line.entry() for line in manifest.disclosures]),
         spent=MemorySpentBook(),
         answers=MemoryAnswerBook(),
+        reply_book=MemoryReplyBook(),
+        attempt_book=MemoryAttemptBook(),
         executor=executor,
         report=partial(report, org),
     )

@@ -61,7 +61,7 @@ class Rows:
 
     rows: int
     digest: bytes  # of the codes in order
-    oprf_key: bytes  # empty if no row keys are asked for
+    oprf_key: bytes  # empty without a VOPRF
 
     def __post_init__(self) -> None:
         _require_digest(self.digest)

@@ -18,6 +18,7 @@ from federation.ledger import Ledger
 from federation.objects import JobManifest
 from protocols.books import AnswerBook, SpentBook
 from protocols.errors import ProtocolError
+from protocols.row_key_books import AttemptBook, ReplyBook
 from protocols.streams import Randomness
 
 
@@ -43,6 +44,8 @@ class Party:
     ledger: Ledger
     spent: SpentBook = field(repr=False)
     answers: AnswerBook = field(repr=False)
+    reply_book: ReplyBook = field(repr=False)  # these two: of a set OPRF
+    attempt_book: AttemptBook = field(repr=False)
     # Of score rounding: this organisation's for ever, over jobs and attempts, else repeats average
     # the rounding away. Empty: of this attempt alone, for parties that live no longer.
     rounding: bytes = field(default=b"", repr=False)

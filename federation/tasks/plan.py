@@ -27,6 +27,7 @@ from federation.objects import (
     QueryParameters,
     ScorecardParameters,
 )
+from federation.tasks import row_keys
 from federation.tasks.binning import WOE_BITS
 from protocols.errors import ParameterError
 from protocols.linear_query import Layout, Parameters
@@ -189,6 +190,7 @@ def plan(
 
 def plan_of(manifest: JobManifest) -> Plan:
     """The plan of a manifest; raises Refused if the manifest says something else."""
+    row_keys.require_agreed(manifest)
     made = plan_for(
         rows=manifest.cover.rows,
         customers_max=manifest.limits.customers_max,
@@ -249,7 +251,7 @@ def declare(manifest: JobManifest) -> tuple[DeclaredDisclosure, ...]:
         rowwise = manifest.cover.kind is not CoverKind.REGISTRY
         add(bank, org, What.COVER, manifest.cover.rows, int(rowwise), rowwise)
         if opened:
-            add(bank, org, What.ROW_KEYS, customers, 0)
+            add(bank, org, What.ROW_KEYS, manifest.limits.row_keys, 0)
         add(bank, org, What.QUERIES, made.tokens, 0)
         add(org, bank, What.BIN_DEFINITIONS, columns, 64)
         add(org, bank, What.BIN_COUNTS, COUNT_QUERIES * columns, count_bits)

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from federation.errors import UsageError
 from federation.ledger import What
-from federation.objects import CoverKind
 from federation.tables import BankData, CategoryColumn, Column
+from federation.tasks import row_keys
 from federation.tasks.agreement import agree
 from federation.tasks.binning import WOE_BITS, WOE_STEP, FeatureBins, group, offsets, pre_bin
 from federation.tasks.fit import JointFit, Opened, RemoteFeature
@@ -37,7 +37,6 @@ from federation.tasks.messages import (
     Direction,
     Finished,
     PointsTables,
-    Rows,
     WoeTables,
 )
 from federation.tasks.model import (
@@ -59,7 +58,7 @@ from federation.tasks.plan import (
     sum_bits,
 )
 from federation.tasks.scorecard_department import BINS, PAIRS, sealed_step
-from protocols import labels, linear_query, oprf, sealed
+from protocols import labels, linear_query, sealed
 from protocols.errors import ProtocolError
 from protocols.linear_query import (
     Answer,
@@ -72,7 +71,6 @@ from protocols.linear_query import (
 )
 from protocols.openings import check_counts, check_opening
 from protocols.ring import Q
-from protocols.row_keys import keys_of_job
 from protocols.streams import Stream, digest
 
 Integers = NDArray[np.int64]
@@ -151,35 +149,8 @@ class _Bank:
 
     def row_keys(self) -> None:
         """Agree on the rows; fetch row keys if anything is to be opened for single customers."""
-        party, manifest = self.party, self.party.manifest
         opens = self.parameters.openings > 0 or self.parameters.evaluation
-        rowwise = manifest.cover.kind is not CoverKind.REGISTRY
-        self.keys: dict[str, NDArray[np.uint8]] = {}
-        with party.at("row keys", 3) as done:
-            for org in self.departments:
-                rows = self.data.cover_rows
-                party.ledger.reveal(party.me, org, What.COVER, rows, int(rowwise))
-            said = {org: party.channels[org].receive("row keys", Rows) for org in self.departments}
-            if len({(item.rows, item.digest) for item in said.values()}) != 1:
-                raise ProtocolError("the departments were given different covers")
-            self.cover = said[self.departments[0]].digest
-            if said[self.departments[0]].rows != self.data.cover_rows:
-                raise ProtocolError("the departments' cover has other rows than this party's")
-            if not opens:
-                return
-            most = manifest.limits.customers_max
-            askers = {}
-            for org in self.departments:
-                party.ledger.reveal(party.me, org, What.ROW_KEYS, most, 0)
-                askers[org] = oprf.Bank(
-                    said[org].oprf_key, self.data.codes, most, party.randomness, org
-                )
-                party.channels[org].send("row keys", askers[org].blind(party.executor))
-            done(1)
-            for org, asker in askers.items():
-                answer = party.channels[org].receive("row keys", oprf.EvaluatedBatch)
-                keys = asker.finalize(answer, party.executor).row_keys(self.data.codes)
-                self.keys[org] = keys_of_job(keys, party.manifest_digest)
+        self.cover, self.keys = row_keys.ask(self.party, self.data, is_opening=opens)
 
     def binning(self) -> None:
         """Receive the departments' pre-bins; make those of the bank's own columns."""

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from federation.channel import Channel
 from federation.errors import UsageError
 from federation.ledger import What
-from federation.objects import CoverKind
 from federation.tables import CategoryColumn, Column, DepartmentData, NumberColumn
+from federation.tasks import row_keys
 from federation.tasks.agreement import agree
 from federation.tasks.binning import WOE_BITS, FeatureBins, offsets, pre_bin
 from federation.tasks.fit import quantise
@@ -24,7 +24,6 @@ from federation.tasks.messages import (
     Direction,
     Finished,
     PointsTables,
-    Rows,
     Shape,
     WoeTables,
 )
@@ -39,7 +38,7 @@ from federation.tasks.plan import (
     score_steps,
     sum_bits,
 )
-from protocols import labels, linear_query, oprf, sealed
+from protocols import labels, linear_query, sealed
 from protocols.errors import ProtocolError
 from protocols.linear_query import (
     Answer,
@@ -50,7 +49,6 @@ from protocols.linear_query import (
     TokenReply,
     TokenRequest,
 )
-from protocols.row_keys import keys_of_job
 from protocols.streams import Randomness, digest
 
 BINS, PAIRS = "bins", "pairs"  # names of the matrices
@@ -136,30 +134,8 @@ class _Department:
 
     def row_keys(self) -> None:
         """Agree on the rows; make row keys if anything is to be opened for single customers."""
-        party, manifest = self.party, self.party.manifest
         opens = self.parameters.openings > 0 or self.parameters.evaluation
-        rowwise = manifest.cover.kind is not CoverKind.REGISTRY
-        codes = self.data.codes
-        with party.at("row keys", 2) as done:
-            party.ledger.reveal(self.bank, party.me, What.COVER, len(codes), int(rowwise))
-            self.cover = digest(labels.COVER_DIGEST, len(codes), codes.tobytes())
-            self.keys: NDArray[np.uint8] | None = None
-            if not opens:
-                self.channel.send("row keys", Rows(len(codes), self.cover, b""))
-                return
-            # A key for this job alone: no list of row keys outlives it, and the approved maximum
-            # needs no account over jobs.
-            seed = party.randomness.key(labels.OPRF_SEED, peer=self.bank)
-            key = oprf.key_for(seed, self.bank, bytes.fromhex(manifest.registry.digest))
-            self.channel.send("row keys", Rows(len(codes), self.cover, key.public))
-            most = manifest.limits.customers_max
-            party.ledger.reveal(self.bank, party.me, What.ROW_KEYS, most, 0)
-            evaluator = oprf.Department(key, most, party.randomness)
-            batch = self.channel.receive("row keys", oprf.BlindedBatch)
-            self.channel.send("row keys", evaluator.blind_evaluate(batch, party.executor))
-            done(1)
-            keys = evaluator.row_keys(codes, party.executor)
-            self.keys = keys_of_job(keys, party.manifest_digest)
+        self.cover, self.keys = row_keys.give(self.party, self.data, is_opening=opens)
 
     def binning(self) -> None:
         """Pre-bins of all fields, told to the bank; their number to the other departments."""
@@ -409,8 +385,6 @@ class _Department:
         what: What,
     ) -> None:
         party = self.party
-        if self.keys is None:
-            raise RuntimeError("row keys come before anything is sealed")
         customers, parties = party.manifest.limits.customers_max, len(self.others) + 1
         bits = sum_bits(parties, values.high)
         party.ledger.reveal(party.me, self.bank, what, customers, bits)

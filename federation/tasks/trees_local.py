@@ -21,7 +21,7 @@ from federation.objects import (
     TreesParameters,
 )
 from federation.tables import BankData, DepartmentData
-from federation.tasks import boosting
+from federation.tasks import boosting, row_keys
 from federation.tasks.local import NOBODY, _party, local_party, local_seeds, run_party
 from federation.tasks.party import Progress
 from federation.tasks.trees_model import TreesPart, TreesResult
@@ -61,6 +61,7 @@ def local_trees_manifest(
         department_fields={org: len(data.columns) for org, data in departments.items()},
         parameters=parameters,
     )
+    alignment, number = row_keys.agreed(most)
     manifest = JobManifest(
         job=job,
         created="2026-01-01T00:00:00Z",
@@ -77,11 +78,13 @@ def local_trees_manifest(
             as_of="2026-01-01",
         ),
         cover=CoverRule(rows=bank.cover_rows),
+        alignment=alignment,
         package_sha256=NOBODY,
         parameters=parameters,
         query=query,
         limits=Limits(
             customers_max=most,
+            row_keys=number,
             customers_min=customers_min or bank.customers,
             tokens=tokens,
             tokens_between=between,

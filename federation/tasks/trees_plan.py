@@ -28,6 +28,7 @@ from federation.objects import (
     QueryParameters,
     TreesParameters,
 )
+from federation.tasks import row_keys
 from protocols.errors import ParameterError
 from protocols.linear_query import Layout, Parameters
 from protocols.parameters import (
@@ -165,6 +166,7 @@ def plan(
 
 def plan_of(manifest: JobManifest) -> TreesPlan:
     """The plan of a manifest; raises Refused if the manifest says something else."""
+    row_keys.require_agreed(manifest)
     made = plan_trees(
         rows=manifest.cover.rows,
         customers_max=manifest.limits.customers_max,
@@ -263,7 +265,7 @@ def declare(manifest: JobManifest) -> tuple[DeclaredDisclosure, ...]:
         columns = len(manifest.party(org).fields) * (parameters.max_bins + 1)
         rowwise = manifest.cover.kind is not CoverKind.REGISTRY
         add(bank, org, What.COVER, manifest.cover.rows, int(rowwise), rowwise)
-        add(bank, org, What.ROW_KEYS, customers, 0)
+        add(bank, org, What.ROW_KEYS, manifest.limits.row_keys, 0)
         add(bank, org, What.QUERIES, made.tokens, 0)
         add(org, bank, What.BIN_DEFINITIONS, columns, 64)
         add(org, bank, What.BIN_COUNTS, columns, max(customers.bit_length(), 1))

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from federation.errors import UsageError
 from federation.ledger import What
-from federation.objects import CoverKind
 from federation.tables import BankData, CategoryColumn, Column, DepartmentData
+from federation.tasks import row_keys
 from federation.tasks.binning import FeatureBins, pre_bin
-from federation.tasks.messages import Definitions, Rows
+from federation.tasks.messages import Definitions
 from federation.tasks.party import Party
-from protocols import labels, linear_query, oprf
+from protocols import labels, linear_query
 from protocols.errors import ProtocolError
 from protocols.linear_query import (
     Layout,
@@ -30,7 +30,6 @@ from protocols.linear_query import (
     TokenReply,
     TokenRequest,
 )
-from protocols.row_keys import keys_of_job
 from protocols.streams import digest
 
 Bools = NDArray[np.bool_]
@@ -85,29 +84,7 @@ def _column_bytes(column: Column) -> bytes:
 
 def ask_row_keys(party: Party, data: BankData) -> tuple[bytes, dict[str, Keys]]:
     """Digest of the cover that all were given, and each department's keys of the customers."""
-    stage, manifest, departments = "row keys", party.manifest, party.manifest.departments
-    rowwise = int(manifest.cover.kind is not CoverKind.REGISTRY)
-    with party.at(stage, 2) as done:
-        for org in departments:
-            party.ledger.reveal(party.me, org, What.COVER, data.cover_rows, rowwise)
-        said = {org: party.channels[org].receive(stage, Rows) for org in departments}
-        if len({(item.rows, item.digest) for item in said.values()}) != 1:
-            raise ProtocolError("the departments were given different covers")
-        if said[departments[0]].rows != data.cover_rows:
-            raise ProtocolError("the departments' cover has other rows than this party's")
-        most, askers = manifest.limits.customers_max, {}
-        for org in departments:
-            party.ledger.reveal(party.me, org, What.ROW_KEYS, most, 0)
-            key = said[org].oprf_key
-            askers[org] = oprf.Bank(key, data.codes, most, party.randomness, org)
-            party.channels[org].send(stage, askers[org].blind(party.executor))
-        done(1)
-        keys = {}
-        for org, asker in askers.items():
-            answer = party.channels[org].receive(stage, oprf.EvaluatedBatch)
-            found = asker.finalize(answer, party.executor).row_keys(data.codes)
-            keys[org] = keys_of_job(found, party.manifest_digest)
-    return said[departments[0]].digest, keys
+    return row_keys.ask(party, data)
 
 
 def receive_bins(party: Party, org: str, max_bins: int) -> tuple[FeatureBins, ...]:
@@ -171,24 +148,7 @@ def require_matching(party: Party, data: DepartmentData) -> None:
 
 def give_row_keys(party: Party, data: DepartmentData) -> tuple[bytes, Keys]:
     """Digest of the cover, and a key for each of its rows."""
-    stage, manifest, bank = "row keys", party.manifest, party.manifest.bank
-    codes, channel = data.codes, party.channels[manifest.bank]
-    rowwise = int(manifest.cover.kind is not CoverKind.REGISTRY)
-    with party.at(stage, 2) as done:
-        party.ledger.reveal(bank, party.me, What.COVER, len(codes), rowwise)
-        cover = digest(labels.COVER_DIGEST, len(codes), codes.tobytes())
-        # A key for this job alone: no list of row keys outlives it, and the approved maximum needs
-        # no account over jobs.
-        seed = party.randomness.key(labels.OPRF_SEED, peer=bank)
-        key = oprf.key_for(seed, bank, bytes.fromhex(manifest.registry.digest))
-        channel.send(stage, Rows(len(codes), cover, key.public))
-        most = manifest.limits.customers_max
-        party.ledger.reveal(bank, party.me, What.ROW_KEYS, most, 0)
-        evaluator = oprf.Department(key, most, party.randomness)
-        batch = channel.receive(stage, oprf.BlindedBatch)
-        channel.send(stage, evaluator.blind_evaluate(batch, party.executor))
-        done(1)
-        return cover, keys_of_job(evaluator.row_keys(codes, party.executor), party.manifest_digest)
+    return row_keys.give(party, data)
 
 
 def make_bins(

@@ -44,7 +44,7 @@ from federation.objects import (
 from federation.package import package_sha256
 from federation.registry import Registry, customers_cover, registry_cover
 from federation.tables import CategoryColumn, NumberColumn
-from federation.tasks import plan, scorecard
+from federation.tasks import plan, row_keys, scorecard
 from federation.tasks.cover import receive_cover, send_cover
 from federation.tasks.party import Party as Program
 from protocols.streams import Randomness
@@ -155,6 +155,7 @@ class World:
         cover = changes.pop("cover", CoverRule(rows=ROWS))
         customers_min = changes.pop("customers_min", 1000)
         customers_max = changes.pop("customers_max", 1500)
+        alignment, number = row_keys.agreed(customers_max)
         query, tokens, between = plan.plan(
             rows=cover.rows,
             customers_max=customers_max,
@@ -186,11 +187,13 @@ class World:
             ),
             "registry": REGISTRY.described(),
             "cover": cover,
+            "alignment": alignment,
             "package_sha256": package_sha256(),
             "parameters": parameters,
             "query": query,
             "limits": Limits(
                 customers_max=customers_max,
+                row_keys=number,
                 customers_min=customers_min,
                 tokens=tokens,
                 tokens_between=between,
@@ -679,6 +682,8 @@ def test_an_admitted_job_runs_and_counts_what_it_was_asked(world: World) -> None
             ledger=Ledger(org, [line.entry() for line in job.disclosures]),
             spent=store.spent,
             answers=store.answers,
+            reply_book=store.replies,
+            attempt_book=store.attempts,
         )
 
     def bank_side() -> object:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from clients.home import Home
-from clients.runner import ATTEMPTS_MAX, Admission, Outcome, Runner, pair_seeds
+from clients.runner import ATTEMPTS_MAX, Admission, Books, Outcome, Runner, pair_seeds
 from federation import fab
 from federation.api import JobStatus, ProgressAnswer, ProgressBody, TrainOrder, TrainReply
 from federation.channel import QueueTransport, Transport
@@ -27,6 +27,7 @@ from federation.package import package_sha256
 from federation.tasks.party import Party
 from protocols.books import MemoryAnswerBook, MemorySpentBook
 from protocols.errors import ProtocolError
+from protocols.row_key_books import MemoryAttemptBook, MemoryReplyBook
 from tests.federation.parties import CODES, make_approval, make_manifest
 
 BANK, TAX, COURT = "bank-a", "tax", "court"
@@ -126,7 +127,9 @@ class City:
             program=program,
             relay=self.queues.of(org),
             coordinator=self.board,
-            books=(MemorySpentBook(), MemoryAnswerBook()),
+            books=Books(
+                MemorySpentBook(), MemoryAnswerBook(), MemoryReplyBook(), MemoryAttemptBook()
+            ),
             now=lambda: datetime.now(UTC),
             **({"hold_s": 5.0} | options),
         )

@@ -151,10 +151,11 @@ def make_manifest(bank: str, departments: list[str], **changes: Any) -> JobManif
             as_of="2026-10-31",
         ),
         "cover": CoverRule(rows=1000),
+        "alignment": "voprf",
         "package_sha256": PACKAGE,
         "parameters": ScorecardParameters(),
         "query": QueryParameters(t_bits=24, reply_bits=40, vmax=16),
-        "limits": Limits(customers_max=400, customers_min=200, tokens=8),
+        "limits": Limits(customers_max=400, row_keys=400, customers_min=200, tokens=8),
         "disclosures": tuple(
             DeclaredDisclosure(source=org, to=bank, what=What.QUERY_SUMS, count=64, bits=20)
             for org in departments

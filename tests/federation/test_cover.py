@@ -16,6 +16,7 @@ from federation.registry import Cover, Registry, customers_cover, registry_cover
 from federation.tasks.cover import STAGE, CoverRows, receive_cover, send_cover
 from federation.tasks.party import Party
 from protocols.books import MemoryAnswerBook, MemorySpentBook
+from protocols.row_key_books import MemoryAttemptBook, MemoryReplyBook
 from protocols.streams import Randomness
 from tests.federation.parties import make_manifest
 
@@ -27,7 +28,7 @@ CUSTOMERS = customers_cover(REGISTRY, CODES[5:600:3])
 
 def parties(kind: CoverKind) -> dict[str, Party]:
     rows = len(REGISTRY) if kind is CoverKind.REGISTRY else len(CUSTOMERS)
-    limits = {"customers_max": 150, "customers_min": 100, "tokens": 8}
+    limits = {"customers_max": 150, "row_keys": 150, "customers_min": 100, "tokens": 8}
     job = make_manifest("bank-a", ORGS[1:], cover=CoverRule(kind=kind, rows=rows), limits=limits)
     channels: dict[str, dict[str, Channel]] = in_process(ORGS)
     return {
@@ -41,6 +42,8 @@ def parties(kind: CoverKind) -> dict[str, Party]:
             ledger=Ledger(org, ()),
             spent=MemorySpentBook(),
             answers=MemoryAnswerBook(),
+            reply_book=MemoryReplyBook(),
+            attempt_book=MemoryAttemptBook(),
         )
         for org in ORGS
     }

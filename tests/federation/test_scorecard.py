@@ -266,7 +266,7 @@ def test_what_is_not_declared_stops_the_job(what: What) -> None:
 def test_no_entry_shows_the_true_number_of_customers() -> None:
     world = make_world(rows=700, customers=600)
     manifest = world.manifest(openings=0)
-    limits = manifest.limits.model_copy(update={"customers_max": 650})
+    limits = manifest.limits.model_copy(update={"customers_max": 650, "row_keys": 650})
     query, tokens, between = scorecard.plan(
         rows=700,
         customers_max=650,

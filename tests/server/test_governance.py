@@ -322,7 +322,7 @@ def test_a_report_on_an_older_run_is_ignored(site: Governed) -> None:
 
 
 def test_a_job_ends_at_its_wall_time_and_an_open_one_at_its_expiry(site: Governed) -> None:
-    limits = Limits(customers_max=400, customers_min=200, tokens=8, wall_time_s=60)
+    limits = Limits(customers_max=400, row_keys=400, customers_min=200, tokens=8, wall_time_s=60)
     manifest = site.running(limits=limits)
     site.now += timedelta(seconds=61)
     site.governance.tend()

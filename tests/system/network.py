@@ -146,7 +146,9 @@ class Network:
         plain: dict[str, Any] = {
             "job": job,
             "package_sha256": package_sha256(),
-            "limits": Limits(customers_max=400, customers_min=200, tokens=8, wall_time_s=60),
+            "limits": Limits(
+                customers_max=400, row_keys=400, customers_min=200, tokens=8, wall_time_s=60
+            ),
             "platform": PLATFORM,
         }
         return make_manifest(BANK, [TAX, COURT], **(plain | times | changes))
