@@ -22,7 +22,7 @@ from federation.tasks.local import local_manifest
 from federation.tasks.model import fit_pooled
 
 MIN_COHORT = 50
-MAX_BINS = 32
+FEWEST_BINS, MAX_BINS = 12, 32  # docs/adr/0003
 BADS_A_BIN = 60
 
 
@@ -117,7 +117,7 @@ def parameters_for(
     """
     customers, bads = parts.bank_data.customers, int(parts.bank_data.labels.sum())
     smallest = min_cohort or max(5, min(MIN_COHORT, customers // 20))
-    most = max(10, min(MAX_BINS, min(bads, customers - bads) // BADS_A_BIN))
+    most = max(FEWEST_BINS, min(MAX_BINS, min(bads, customers - bads) // BADS_A_BIN))
     return ScorecardParameters(openings=openings, min_cohort=smallest, max_bins=most)
 
 
