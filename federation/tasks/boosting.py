@@ -87,13 +87,11 @@ def fit_pooled(
     With the bank's randomness of a job it grows the job's very trees.
     """
     limits = parameters.max_bins, parameters.min_cohort
-    own, codes = vertical.make_bins(bank.columns, *limits)
-    if not own:
-        codes = np.empty((0, bank.customers), np.uint8)
+    own, codes = vertical.make_bins(bank.columns, bank.customers, *limits, executor)
     theirs: list[Feature] = []
     parts = []
     for org, data in departments.items():
-        made, over_cover = vertical.make_bins(data.columns, *limits)
+        made, over_cover = vertical.make_bins(data.columns, data.rows, *limits, executor)
         theirs += [feature_of(org, item, parameters) for item in made]
         parts.append(over_cover[:, bank.positions])
     remote_codes = np.concatenate([*parts, np.empty((0, bank.customers), np.uint8)])

@@ -89,7 +89,8 @@ class _Bank:
         self.counts(asked)
         columns, fitted = self.trees(asked)
         with party.at("alone"):
-            alone = self.model(self.fit(Columns(self.own, self.codes, executor=party.executor)), {})
+            fitted_alone = self.fit(Columns(self.own, self.codes, executor=party.executor))
+            alone = self.model(fitted_alone, {})
         thresholds = asked.thresholds
         model = self.model(fitted, thresholds)
         self.finish(model)
@@ -97,7 +98,6 @@ class _Bank:
         if columns.surprises:
             notes.append("split bits and answers differ: both transcripts belong to the auditor")
         sent, received = self._traffic()
-        own = {(party.me, column.name): column for column in self.data.columns}
         customers = self.data.customers
         bits = {
             org: np.array([columns.opened[s] for s in splits], bool)
@@ -115,7 +115,7 @@ class _Bank:
             validation=self.validation,
             history=fitted.history,
             alone=alone,
-            alone_scores=alone.score(own, self.data.customers),
+            alone_scores=alone.points(fitted_alone.margins),
             thresholds={org: len(splits) for org, splits in thresholds.items()},
             notes=tuple(notes),
             tokens=asked.tokens,
@@ -133,10 +133,12 @@ class _Bank:
         party, parameters = self.party, self.parameters
         with party.at("binning"):
             own, self.codes = vertical.make_bins(
-                self.data.columns, parameters.max_bins, parameters.min_cohort
+                self.data.columns,
+                self.data.customers,
+                parameters.max_bins,
+                parameters.min_cohort,
+                party.executor,
             )
-            if not own:
-                self.codes = np.empty((0, self.data.customers), np.uint8)
             self.own = [feature_of(party.me, item, parameters) for item in own]
             self.definitions, self.theirs = [*own], list[Feature]()
             self.remote: dict[str, _Department] = {}
@@ -255,8 +257,9 @@ class _Asked:
         self.remote, self.positions = bank.remote, bank.data.positions
         self.cover_rows, self.train = bank.data.cover_rows, bank.train
         self.customers = int(bank.train.sum())
+        job = self.party.manifest_digest
         self.sealing = {
-            org: Sealing(bank.party.manifest, bank.party.attempt, org, bank.cover)
+            org: Sealing(self.party.me, org, job, self.party.attempt, bank.cover)
             for org in bank.remote
         }
         self.columns = sum(item.layout.columns for item in bank.remote.values())

@@ -14,7 +14,6 @@ import numpy as np
 
 from federation.channel import Channel
 from federation.ledger import What
-from federation.objects import JobManifest
 from federation.tables import DepartmentData
 from federation.tasks import vertical
 from federation.tasks.agreement import agree
@@ -38,9 +37,10 @@ class Sealing:
     Several thresholds of a round share one column, a bit each.
     """
 
-    manifest: JobManifest = field(repr=False)
-    attempt: int
+    bank: str
     department: str
+    job: bytes = field(repr=False)  # digest of the manifest
+    attempt: int
     cover: bytes = field(repr=False)
     count: int = 0
 
@@ -50,9 +50,9 @@ class Sealing:
             part = splits[start : start + BITS_A_COLUMN]
             yield (
                 sealed.Step(
-                    job=bytes.fromhex(self.manifest.digest()),
+                    job=self.job,
                     attempt=self.attempt,
-                    bank=self.manifest.bank,
+                    bank=self.bank,
                     # A threshold is one owner's: there is no sum to hide it in.
                     departments=(self.department,),
                     cover=self.cover,
@@ -89,7 +89,8 @@ class _Department:
         party = self.party
         self.agreement = agree(party, [self.bank, *self.others], [])
         self.cover, keys = vertical.give_row_keys(party, self.data)
-        self.sealing = Sealing(party.manifest, party.attempt, party.me, self.cover)
+        job = party.manifest_digest
+        self.sealing = Sealing(self.bank, party.me, job, party.attempt, self.cover)
         self.sealer = sealed.Department(party.me, keys, party.randomness, {})
         self.binning()
         self.tokens()
@@ -120,7 +121,11 @@ class _Department:
         party, parameters = self.party, self.parameters
         with party.at("binning"):
             self.definitions, self.bins = vertical.make_bins(
-                self.data.columns, parameters.max_bins, parameters.min_cohort
+                self.data.columns,
+                self.data.rows,
+                parameters.max_bins,
+                parameters.min_cohort,
+                party.executor,
             )
             self.features = [feature_of(party.me, item, parameters) for item in self.definitions]
             self.layout = Layout(self.data.rows, tuple(item.bins for item in self.definitions))

@@ -21,6 +21,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from protocols.kernels import kernel
+
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -140,6 +142,31 @@ class Gradients:
     exact_g: Integers = field(repr=False)  # before quantisation, in steps of exact_step
     exact_h: Integers = field(repr=False)
     exact_step: float
+
+    def totals(self, rows: Integers) -> Integers:
+        """Over these customers: g, h, how many take part, exact g, exact h."""
+        out = np.zeros(5, np.int64)
+        _totals(rows, self.g, self.h, self.active, self.exact_g, self.exact_h, out)
+        return out
+
+
+@kernel
+def _totals(
+    rows: Integers,
+    g: Integers,
+    h: Integers,
+    active: Bools,
+    exact_g: Integers,
+    exact_h: Integers,
+    out: Integers,
+) -> None:
+    for i in range(rows.size):
+        r = rows[i]
+        out[0] += g[r]
+        out[1] += h[r]
+        out[2] += active[r]
+        out[3] += exact_g[r]
+        out[4] += exact_h[r]
 
 
 @dataclass(slots=True, eq=False)
@@ -360,9 +387,8 @@ class _Growth:
         return None
 
     def _is_large(self, rows: Integers) -> bool:
-        customers = int(self.gradients.active[rows].sum())
-        weight = int(self.gradients.h[rows].sum()) * self.gradients.h_step
-        rules = self.rules
+        _, h, customers, _, _ = map(int, self.gradients.totals(rows))
+        weight, rules = h * self.gradients.h_step, self.rules
         return customers >= rules.min_cohort and weight >= rules.min_child_weight - 1e-9
 
     def _accept(
@@ -384,19 +410,10 @@ class _Growth:
 
     def _add(self, rows: Integers, depth: int, low: float, high: float) -> Node:
         of = self.gradients
-        g, h = int(of.exact_g[rows].sum()), int(of.exact_h[rows].sum())
-        curvature = max(h * of.exact_step + self.rules.l2, 1e-12)
-        node = Node(
-            rows,
-            depth,
-            len(self.nodes),
-            int(of.g[rows].sum()),
-            int(of.h[rows].sum()),
-            int(of.active[rows].sum()),
-            float(np.clip(-g * of.exact_step / curvature, low, high)),
-            low,
-            high,
-        )
+        g, h, customers, exact_g, exact_h = map(int, of.totals(rows))
+        curvature = max(exact_h * of.exact_step + self.rules.l2, 1e-12)
+        weight = float(np.clip(-exact_g * of.exact_step / curvature, low, high))
+        node = Node(rows, depth, len(self.nodes), g, h, customers, weight, low, high)
         self.nodes.append(node)
         return node
 

@@ -10,19 +10,21 @@ Each step is a pair of functions, one for either end of the channel.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 
 import numpy as np
 from numpy.typing import NDArray
 
 from federation.errors import UsageError
 from federation.ledger import What
-from federation.tables import BankData, CategoryColumn, Column, DepartmentData
+from federation.tables import BankData, CategoryColumn, Column, DepartmentData, NumberColumn
 from federation.tasks import row_keys
 from federation.tasks.binning import FeatureBins, pre_bin
 from federation.tasks.messages import Definitions
 from federation.tasks.party import Party
 from protocols import labels, linear_query
 from protocols.errors import ProtocolError
+from protocols.kernels import kernel, spread
 from protocols.linear_query import (
     Layout,
     MatrixCommitment,
@@ -152,15 +154,46 @@ def give_row_keys(party: Party, data: DepartmentData) -> tuple[bytes, Keys]:
 
 
 def make_bins(
-    columns: Sequence[Column], max_bins: int, min_cohort: int
+    columns: Sequence[Column],
+    rows: int,
+    max_bins: int,
+    min_cohort: int,
+    executor: Executor | None = None,
 ) -> tuple[tuple[FeatureBins, ...], NDArray[np.uint8]]:
     """Pre-bins of all columns, and the bin of every row: (features, rows)."""
-    made = tuple(pre_bin(column, max_bins, min_cohort) for column in columns)
-    rows = columns[0].rows if columns else 0
+    made: list[FeatureBins | None] = [None] * len(columns)
     codes = np.empty((len(columns), rows), np.uint8)
-    for j, (definition, column) in enumerate(zip(made, columns, strict=True)):
-        codes[j] = definition.assign(column)
-    return made, codes
+
+    def work(start: int, stop: int) -> None:
+        for j in range(start, stop):
+            column = columns[j]
+            found = made[j] = pre_bin(column, max_bins, min_cohort)
+            if isinstance(column, NumberColumn):
+                values = np.ascontiguousarray(column.values)
+                _place_numbers(found.edges, values, found.missing, codes[j])
+            else:
+                codes[j] = found.assign(column)
+
+    spread(executor, len(columns), work)
+    return tuple(item for item in made if item is not None), codes
+
+
+@kernel
+def _place_numbers(
+    edges: NDArray[np.float64],
+    values: NDArray[np.float64],
+    missing: int,
+    out: NDArray[np.uint8],
+) -> None:
+    """`FeatureBins.assign` of numbers: a search without branches, several times faster."""
+    for i in range(values.size):
+        x = values[i]
+        low, size = 0, edges.size
+        while size > 0:
+            half = (size + 1) // 2
+            low += half if edges[low + half - 1] <= x else 0
+            size -= half
+        out[i] = low if x == x else missing
 
 
 def owner_of(
