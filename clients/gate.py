@@ -99,6 +99,23 @@ class Gate:
         todo = "the reason is in this organisation's own log"
         raise Refused("the job is refused at the gate", code=code, party=self._home.org, todo=todo)
 
+    def require_in_force(self, job: ApprovedJob) -> None:
+        """Raises Refused if a job that was let in may not go on.
+
+        Asked again and again while it runs: whether it was withdrawn or has run out is for this
+        node's own store and clock to say, not for the coordinator that both would be told by.
+        """
+        if self._now() >= job.valid_until:
+            raise Refused("the job or an approval of it has ended", party=job.manifest.bank)
+        for data in self._store.jobs.approvals(job.digest):
+            word = Envelope.from_json(data).unverified(Approval)  # verified before it was kept
+            if word.decision is not Decision.APPROVE and word.org in job.manifest.approvers():
+                raise Refused(f"{word.decision} was said to this job", party=word.org)
+        trust = self._home.trust()
+        for party in job.manifest.parties:
+            if party.org not in trust:
+                raise Refused("is no longer trusted here", party=party.org)
+
     def close(self, manifest: str, attempt: int) -> None:
         """The attempt is over, well or not: from now on it counts with the queries it got answered.
 
@@ -106,6 +123,8 @@ class Gate:
         manifest: the digest, as in `Admission.job`; nothing happens if it was never admitted.
         """
         tokens = self._store.answers.tokens(manifest, attempt)
+        if tokens:  # a department: what it asked of others was about its own columns as well
+            tokens += self._store.spent.tokens(manifest, attempt)
         self._store.exposure.close(manifest, attempt, tokens, self._now())
 
     # --- the order of the checks ------------------------------------------------------------------
@@ -141,12 +160,18 @@ class Gate:
         So whoever carries the messages cannot take one back by not delivering it the next time.
         """
         digest = hashlib.sha256(manifest.payload).hexdigest()
+        asked = manifest.unverified(JobManifest).approvers()
         for envelope in given:
             try:
                 word = trust.verify(envelope, Approval, Usage.APPROVE, now)
             except LianmoError:
                 continue  # the check of the job says why
-            if word.object.manifest == digest and word.object.decision is not Decision.APPROVE:
+            # Of nobody else: kept for good, a stranger's word would end the job for good.
+            if (
+                word.org in asked
+                and word.object.manifest == digest
+                and word.object.decision is not Decision.APPROVE
+            ):
                 self._store.jobs.put_approval(
                     word.digest, digest, word.org, envelope.to_json(), now
                 )

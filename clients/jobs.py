@@ -22,7 +22,7 @@ from federation.api import Event, JobDetail
 from federation.catalogue import CATALOGUE_USAGE, Dataset
 from federation.checks import check_manifest
 from federation.envelope import Envelope, sign
-from federation.errors import IntegrityError, LianmoError, RefusalCode, UsageError
+from federation.errors import Conflict, IntegrityError, LianmoError, RefusalCode, UsageError
 from federation.objects import (
     Approval,
     Decision,
@@ -189,11 +189,18 @@ def decide(
     """Sign this organisation's word on exactly the manifest that it saw, and send it.
 
     manifest_digest: what the approver read on the review; a prefix of at least 12 digits will do.
+    A withdrawal counts at this organisation's node from here on, whether or not the coordinator
+    takes it.
     Raises IntegrityError if the coordinator now shows another one.
     """
-    detail = client.job(job)
-    manifest = manifest_of(home, detail, now)
+    if decision is Decision.WITHDRAW and (own := _approved(store, home, job)):
+        signed, manifest = own  # as this home keeps it: no coordinator can hide or change it
+    else:
+        detail = client.job(job)
+        signed, manifest = detail.manifest, manifest_of(home, detail, now)
     digest = manifest.digest()
+    if decision is Decision.APPROVE:
+        _require_new_name(store, home, manifest)
     if manifest_digest is not None and not re.fullmatch(r"[0-9a-fA-F]{12,64}", manifest_digest):
         todo = "copy it from `lianmo job review`, the first 12 digits at least"
         raise UsageError("that is not the digest of a manifest", todo=todo)
@@ -212,11 +219,35 @@ def decide(
         nonce=secrets.token_hex(16),
     )
     envelope = sign(approval, home.key(Usage.APPROVE))
-    _keep(store, detail.manifest, manifest, now)
+    _keep(store, signed, manifest, now)
     Jobs(store).put_approval(approval.digest(), digest, home.org, envelope.to_json(), now)
     Jobs(store).set_decision(digest, decision.value)
-    client.approve(job, envelope)
+    try:
+        client.approve(job, envelope)
+    except LianmoError as error:
+        if decision is Decision.WITHDRAW:
+            error.todo = "this node takes no part any more; tell the others, or repeat it later"
+        raise
     return approval
+
+
+def _approved(store: Store, home: Home, job: str) -> tuple[Envelope, JobManifest] | None:
+    """The manifest under that name that this organisation said yes to."""
+    for known in Jobs(store).of_name(job):
+        if known.decision in (Decision.APPROVE.value, Decision.WITHDRAW.value):
+            signed = Envelope.from_json(known.envelope)  # kept after it was verified
+            if home.org in (manifest := signed.unverified(JobManifest)).approvers():
+                return signed, manifest
+    return None
+
+
+def _require_new_name(store: Store, home: Home, manifest: JobManifest) -> None:
+    """Raises Conflict if another manifest of that name was approved here: results are kept under
+    the name, and one bank's would take the place of another's."""
+    own = _approved(store, home, manifest.job)
+    if own is not None and own[1].digest() != manifest.digest():
+        what = f"another job {manifest.job} was approved here, of {own[1].bank}"
+        raise Conflict(what, party=manifest.bank, todo="ask for a manifest with another name")
 
 
 def follow(client: CoordinatorClient, job: str) -> Iterator[tuple[JobDetail, list[Event]]]:

@@ -119,6 +119,9 @@ class Gate(Protocol):
     ) -> Admission:
         """Let one attempt in, or raise Refused."""
 
+    def require_in_force(self, job: ApprovedJob) -> None:
+        """Raise Refused if a job that was let in may not go on."""
+
     def close(self, manifest: str, attempt: int) -> None:
         """The attempt is over: it counts with what it used."""
 
@@ -229,6 +232,10 @@ class Runner:
         if not 1 <= order.attempt <= ATTEMPTS_MAX:
             what = f"attempt {order.attempt} of {ATTEMPTS_MAX} that this node allows"
             raise Refused(what, party=self._home.org, todo="make a new manifest")
+        # Before anything is counted: an old attempt must not be able to use up the exposure.
+        newer = range(order.attempt + 1, ATTEMPTS_MAX + 1)
+        if any((key[0], n) in self._attempts or self._was_begun(manifest, n) for n in newer):
+            raise Conflict("a newer attempt of this job has begun", party=self._home.org)
         admission = self._gate.admit(
             order.manifest,
             order.approvals,
@@ -238,18 +245,20 @@ class Runner:
         )
         if admission.job.digest != key[0]:
             raise IntegrityError("the gate admitted another manifest", party=self._home.org)
-        for (digest_, number), other in self._attempts.items():
-            if digest_ != key[0]:
-                continue
-            if number > order.attempt:
-                raise Conflict("a newer attempt of this job has begun", party=self._home.org)
-            other.stop.set()
+        for (digest_, _), other in self._attempts.items():
+            if digest_ == key[0]:
+                other.stop.set()
         attempt = self._attempts[key] = _Attempt()
         job = _Job(self._home, admission, order.attempt, fab, self._folder(manifest, key[1]))
         threading.Thread(
             target=self._run, args=(attempt, job), name=f"{manifest.job}/{key[1]}", daemon=True
         ).start()
         return attempt
+
+    def _was_begun(self, manifest: JobManifest, number: int) -> bool:
+        """Whether an attempt was begun here, in this process or before."""
+        job = self._home.path / "runs" / manifest.job
+        return (job / f"{manifest.digest()[:16]}-{number}" / "seed").exists()
 
     def _folder(self, manifest: JobManifest, number: int) -> Path:
         """One attempt's folder; named by the manifest's digest, since names can come again."""
@@ -270,13 +279,13 @@ class Runner:
 
     def _run(self, attempt: _Attempt, job: _Job) -> None:
         """From channels to reply; never raises."""
-        pulse = _Pulse(self._coordinator, job, attempt.stop)
+        pulse = _Pulse(self._coordinator, job, attempt.stop, lambda: self._require_going(job))
         outcome: Outcome | None = None
         began = self._now()
         log.info("attempt begun", extra=job.ids)
         try:
             job.open(self._relay, self._home.config.peer_timeout_s)
-            party = job.party(self._books, pulse.report, lambda: _check(attempt.stop, job.me))
+            party = job.party(self._books, pulse.report, lambda: self._check(attempt, job))
             party.executor = self._executor
             pulse.start(party)
             outcome = self._program(party, job.admission)
@@ -296,6 +305,21 @@ class Runner:
             self._gate.close(job.admission.job.digest, job.number)
         attempt.reply = reply
         attempt.done.set()
+
+    def _check(self, attempt: _Attempt, job: _Job) -> None:
+        """Raises Stop if the attempt may not go on, whoever says so."""
+        if attempt.stop.is_set():
+            raise Stop("the job was stopped, withdrawn or begun anew", party=job.me)
+        self._require_going(job)
+
+    def _require_going(self, job: _Job) -> None:
+        """What this node knows by itself; a coordinator that keeps silent changes nothing."""
+        if job.seconds() > job.manifest.limits.wall_time_s:
+            raise Stop("the wall time that the manifest allows is over", party=job.me)
+        try:
+            self._gate.require_in_force(job.admission.job)
+        except LianmoError as error:
+            raise Stop(str(error), party=job.me) from error
 
     def _failed(self, error: Exception, attempt: _Attempt, job: _Job) -> tuple[str, str]:
         """(state, reference) of a failure; the others hear a coarse code, this log the reason."""
@@ -478,8 +502,15 @@ class _Job:
 class _Pulse:
     """Tells the coordinator how far the program is, and hears from it whether the job goes on."""
 
-    def __init__(self, coordinator: Coordinator, job: _Job, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        job: _Job,
+        stop: threading.Event,
+        require_going: Callable[[], None],
+    ) -> None:
         self._coordinator, self._job, self._stop = coordinator, job, stop
+        self._require_going = require_going
         self._latest: Progress | None = None
         self._news, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._beat, name="progress", daemon=True)
@@ -507,6 +538,7 @@ class _Pulse:
             self._news.wait(PULSE_S)
             is_last = self._ended.is_set()
             self._news.clear()
+            self._look()
             self._tell()
             if is_last:
                 return
@@ -515,6 +547,14 @@ class _Pulse:
                 self._job.close()
                 return
             self._ended.wait(PROGRESS_S)
+
+    def _look(self) -> None:
+        """At what this node itself knows, which no coordinator can withhold."""
+        try:
+            self._require_going()
+        except Stop as error:
+            log.info("attempt ends", extra=self._job.ids | {"reason": str(error)})
+            self._stop.set()
 
     def _tell(self) -> None:
         if (latest := self._latest) is None:
@@ -572,11 +612,6 @@ def _peers(manifest: JobManifest, me: str) -> Iterable[str]:
         for party in manifest.parties
         if party.role is not Role.PLATFORM and party.org != me
     ]
-
-
-def _check(stop: threading.Event, me: str) -> None:
-    if stop.is_set():
-        raise Stop("the job was stopped, withdrawn or begun anew", party=me)
 
 
 def _coarse(error: Exception, is_stopped: bool) -> tuple[str, str]:

@@ -306,7 +306,11 @@ def _engine(url: str) -> Engine:
     )
     try:
         parsed = make_url(url)
-        engine = create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite")
+        engine = create_engine(
+            parsed,
+            pool_pre_ping=parsed.get_backend_name() != "sqlite",
+            hide_parameters=True,  # an error's text would show them, and it goes into the log
+        )
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, ValueError) as error:
         raise UsageError("the database URL cannot be used", todo=todo) from error
     if engine.dialect.name == "sqlite":
@@ -734,6 +738,12 @@ class SqlSpentBook:
         with self._store.writing(SpentRow) as session:
             if (row := session.get(SpentRow, _token_key(token))) is not None:
                 row.message = None
+
+    def tokens(self, manifest: str, attempt: int) -> int:
+        """How many tokens an attempt spent from here, on all matrices together."""
+        mine = (SpentRow.manifest == manifest, SpentRow.attempt == attempt)
+        with self._store.reading() as session:
+            return session.scalar(select(func.count()).select_from(SpentRow).where(*mine)) or 0
 
 
 class SqlAnswerBook:

@@ -47,6 +47,7 @@ class CheckingGate:
     home: Home
     admitted: list[int] = field(default_factory=list)
     closed: list[int] = field(default_factory=list)
+    withdrawn: bool = False
 
     def admit(
         self,
@@ -63,6 +64,10 @@ class CheckingGate:
         _same(manifest, fab, run_config)
         self.admitted.append(attempt)
         return Checked(job)
+
+    def require_in_force(self, job: ApprovedJob) -> None:
+        if self.withdrawn:
+            raise Refused("withdraw was said to this job")
 
     def close(self, manifest: str, attempt: int) -> None:
         self.closed.append(attempt)

@@ -56,6 +56,9 @@ class CheckingGate:
         (self._home.path / "opened").touch()
         return Checked(job)
 
+    def require_in_force(self, job: ApprovedJob) -> None:
+        """Nothing is remembered."""
+
     def close(self, manifest: str, attempt: int) -> None:
         """Nothing was counted."""
 
