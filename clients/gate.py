@@ -284,9 +284,9 @@ class Gate:
 
 def require_declared(manifest: JobManifest) -> None:
     """The manifest declares exactly what the task would disclose with these parameters."""
-    from federation.tasks.plan import declare  # its kernels take their time to load
+    from federation.tasks.registry import task_of  # tasks' kernels take their time to load
 
-    if manifest.disclosures != declare(manifest):
+    if manifest.disclosures != task_of(manifest).declare(manifest):
         raise Refused("the declared disclosures are not those of the task")
 
 

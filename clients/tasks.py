@@ -15,6 +15,8 @@ from clients.runner import Admission, Outcome
 from federation.objects import Role, utc_text
 from federation.report import render_html, report_json, report_of
 from federation.tables import BankData
+from federation.tasks import boosting, trees_files
+from federation.tasks.boosting import TreesResult
 from federation.tasks.cover import receive_cover, send_cover
 from federation.tasks.model import ScorecardResult
 from federation.tasks.model_files import model_to_json, part_to_json
@@ -35,6 +37,8 @@ def run_task(home: Home, party: Party, admission: Admission) -> Outcome:
 def _bank(home: Home, party: Party, opened: gate.Admission) -> Outcome:
     send_cover(party, opened.cover)
     data = opened.bank_data()
+    if party.manifest.task == "trees":
+        return _bank_of_trees(party, data)
     result = run_bank(party, data)
     trust = home.trust()
     report = report_of(
@@ -56,7 +60,21 @@ def _bank(home: Home, party: Party, opened: gate.Admission) -> Outcome:
     )
 
 
-def _scores(data: BankData, result: ScorecardResult) -> bytes:
+def _bank_of_trees(party: Party, data: BankData) -> Outcome:
+    result, manifest = boosting.run_bank(party, data), party.manifest
+    figures = trees_files.summary(result, boosting.plan_of(manifest), manifest.limits.customers_min)
+    return Outcome(
+        model=trees_files.trees_to_json(result.model),
+        files={
+            REPORT_JSON: json.dumps(figures, ensure_ascii=False, indent=1).encode(),
+            SCORES: _scores(data, result),
+        },
+        tokens=result.tokens,
+        commitments=tuple(item.hex() for item in result.commitments),
+    )
+
+
+def _scores(data: BankData, result: ScorecardResult | TreesResult) -> bytes:
     """The bank's own customers with what it opened of them; stays in its home."""
     columns = {
         "credit_code": data.codes.astype(str),
@@ -72,7 +90,15 @@ def _scores(data: BankData, result: ScorecardResult) -> bytes:
 
 
 def _department(party: Party, opened: gate.Admission) -> Outcome:
-    part = run_department(party, opened.department_data(receive_cover(party, opened.registry)))
+    data = opened.department_data(receive_cover(party, opened.registry))
+    if party.manifest.task == "trees":
+        trees = boosting.run_department(party, data)
+        return Outcome(
+            model=trees_files.trees_part_to_json(trees),
+            tokens=trees.tokens,
+            commitments=tuple(item.hex() for item in trees.commitments),
+        )
+    part = run_department(party, data)
     return Outcome(
         model=part_to_json(part),
         tokens=part.tokens,

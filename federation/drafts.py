@@ -29,9 +29,11 @@ from federation.objects import (
     RegistrySnapshot,
     Role,
     ScorecardParameters,
+    TreesParameters,
     utc_text,
 )
-from federation.tasks import plan, row_keys
+from federation.tasks import registry as registry_of_tasks
+from federation.tasks import row_keys
 
 
 class _Part(BaseModel):
@@ -73,6 +75,18 @@ class JobDraft(_Part):
     cover: CoverDraft = CoverDraft()
     limits: LimitsDraft
     scorecard: ScorecardParameters = ScorecardParameters()
+    trees: TreesParameters | None = None  # a [trees] table makes it a job of boosted trees
+
+    @property
+    def parameters(self) -> ScorecardParameters | TreesParameters:
+        """Those of the job's task."""
+        return self.trees or self.scorecard
+
+    @model_validator(mode="after")
+    def _one_task(self) -> Self:
+        if self.trees is not None and "scorecard" in self.model_fields_set:
+            raise ValueError("a job has one task: [scorecard] or [trees]")
+        return self
 
     @model_validator(mode="after")
     def _orgs_once(self) -> Self:
@@ -171,12 +185,13 @@ def build(
     bank = _party(draft.bank, Role.BANK, draft, catalogue)
     departments = [_party(item, Role.DEPARTMENT, draft, catalogue) for item in draft.department]
     platform = [JobParty(org=draft.platform, role=Role.PLATFORM)] if draft.platform else []
-    query, tokens, between = plan.plan(
+    task = registry_of_tasks.task_of(draft.parameters)
+    query, tokens, between = task.plan(
         rows=cover_rows,
         customers_max=draft.limits.customers_max,
         bank_fields=len(bank.fields),
         department_fields={party.org: len(party.fields) for party in departments},
-        parameters=draft.scorecard,
+        parameters=draft.parameters,
     )
     alignment, number = row_keys.agreed(draft.limits.customers_max)
     try:
@@ -184,12 +199,13 @@ def build(
             job=draft.job,
             created=utc_text(now),
             purpose=draft.purpose,
+            task=registry_of_tasks.name_of(draft.parameters),
             parties=(bank, *departments, *platform),
             registry=registry,
             cover=CoverRule(kind=draft.cover.kind, decoys=draft.cover.decoys, rows=cover_rows),
             alignment=alignment,
             package_sha256=package_sha256,
-            parameters=draft.scorecard,
+            parameters=draft.parameters,
             query=query,
             limits=Limits(
                 customers_max=draft.limits.customers_max,
@@ -207,7 +223,7 @@ def build(
         )
     except ValidationError as error:
         raise UsageError("; ".join(_complaints(error))) from None
-    return manifest.model_copy(update={"disclosures": plan.declare(manifest)})
+    return manifest.model_copy(update={"disclosures": task.declare(manifest)})
 
 
 def _party(
@@ -229,7 +245,7 @@ def _party(
             fields,
             role=role,
             purpose=draft.purpose,
-            min_cohort=draft.scorecard.min_cohort,
+            min_cohort=draft.parameters.min_cohort,
         )
     except LianmoError as error:
         error.todo = error.todo or "change the fields or the parameters in the draft"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 from federation.objects import (
     DeclaredDisclosure,
@@ -64,7 +64,7 @@ def task_of(of: JobManifest | Parameters) -> Task:
     return cast("Task", import_module(MODULES[name_of(parameters)]))
 
 
-def name_of(parameters: Parameters) -> str:
+def name_of(parameters: Parameters) -> Literal["scorecard", "trees"]:
     """What a manifest calls the task of these parameters."""
     return "trees" if isinstance(parameters, TreesParameters) else "scorecard"
 

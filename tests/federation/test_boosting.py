@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from federation.errors import IntegrityError, Refused, UsageError
 from federation.ledger import What
 from federation.objects import JobManifest, TreesParameters
-from federation.tasks import boosting, registry, scorecard
+from federation.tasks import boosting, registry, scorecard, trees_files
 from federation.tasks.local import local_manifest
 from federation.tasks.trees_columns import Columns
 from federation.tasks.trees_department import Sealing
@@ -132,6 +132,35 @@ def test_the_schedule_is_gone_through_to_its_end(world: TreesWorld, run: LocalTr
     manifest = world.manifest()
     assert run.result.tokens == manifest.limits.tokens == tokens_of(manifest.trees)
     assert all(part.tokens == run.result.tokens for part in run.parts.values())
+
+
+def test_each_part_comes_back_from_its_file_and_a_changed_file_does_not(
+    world: TreesWorld, run: LocalTrees
+) -> None:
+    model = run.result.model
+    data = trees_files.trees_to_json(model)
+    again = trees_files.trees_from_json(data)
+    assert again.digest() == model.digest()
+    np.testing.assert_array_equal(
+        again.score(world.columns, world.bank.customers), run.result.scores
+    )
+    leaf = str(model.trees[0].values[-1]).encode()
+    for wrong in (data.replace(leaf, b"7"), data[:-9], data.replace(b'"trees"', b'"tree"')):
+        with pytest.raises(IntegrityError):
+            trees_files.trees_from_json(wrong)
+    for part in run.parts.values():
+        file = trees_files.trees_part_to_json(part)
+        assert trees_files.trees_part_from_json(file).thresholds == part.thresholds
+
+
+def test_the_summary_says_who_mattered_and_what_was_opened(
+    world: TreesWorld, run: LocalTrees
+) -> None:
+    made = trees_files.summary(run.result, boosting.plan_of(world.manifest()), 360)
+    assert sum(made["owners"].values()) == pytest.approx(1)
+    assert made["owners"]["tax"] > made["owners"]["court"]
+    assert len(made["learning"]) == len(made["trees"]) == 2
+    assert made["bits_a_customer"] == {o: len(t) for o, t in made["thresholds"].items()}
 
 
 # --- what a job asks, before it runs --------------------------------------------------------------
