@@ -7,19 +7,32 @@ import shutil
 import sqlite3
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from sqlalchemy import create_engine
 
 from clients import store as module
 from clients.store import Base, Reservation, Store, StoredDataset, StoredRegistry
 from federation.errors import Conflict, NotFound, Unavailable, UsageError
+from protocols import set_oprf
 from protocols.books import AnswerBook, BatchId, SpentBook, StoredAnswer
-from protocols.errors import ProtocolError
+from protocols.errors import ParameterError, ProtocolError
+from protocols.row_key_books import (
+    Attempt,
+    AttemptBook,
+    MemoryAttemptBook,
+    MemoryReplyBook,
+    ReplyBook,
+    StoredReply,
+)
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 SALT = bytes(32)
@@ -320,3 +333,164 @@ def test_an_error_inside_a_transaction_writes_nothing(store: Store) -> None:
     with pytest.raises(ZeroDivisionError):
         write_and_fail()
     assert store.nonces.use("s", "n", NOW, NOW)
+
+
+# --- books of row keys ----------------------------------------------------------------------------
+
+ATTEMPT = Attempt("bank_a", "tax", b"s" * 32, 300, 1)
+APPROVED = 600
+REGISTRY = np.sort(np.array([b"%018d" % (7919 * i) for i in range(80)], "S18"))
+CUSTOMERS = REGISTRY[5:45:2]
+SMALL = Attempt("bank_a", "tax", b"s" * 32, set_oprf.approved_size(len(CUSTOMERS)), 1)
+SECRETS = {"bank_a": b"b" * 32, "tax": b"t" * 32}
+
+
+def bank(store: Store, customers: NDArray[np.bytes_] = CUSTOMERS) -> set_oprf.Bank:
+    return set_oprf.Bank(SMALL, customers, REGISTRY, SECRETS["bank_a"], store.replies)
+
+
+def department(store: Store, attempt: Attempt = SMALL) -> set_oprf.Department:
+    return set_oprf.Department(attempt, SMALL.m, REGISTRY, SECRETS["tax"], store.attempts)
+
+
+def reopened(store: Store, url: str) -> Store:
+    store.close()
+    return Store.open(url)
+
+
+def test_after_a_restart_both_ends_go_on_with_the_same_attempt(url: str) -> None:
+    store = Store.open(url)
+    hello = department(store).hello()
+    sent = bank(store).reply(hello)
+    store = reopened(store, url)
+    again = department(store)
+    assert again.hello().digest() == hello.digest()
+    second = bank(store)
+    assert second.reply(hello).payload() == sent.payload()
+    keys = again.accept(sent).row_keys(CUSTOMERS)
+    np.testing.assert_array_equal(second.finalize().row_keys(CUSTOMERS), keys)
+    store = reopened(store, url)
+    third = department(store)
+    third.hello()
+    np.testing.assert_array_equal(third.accept(sent).row_keys(CUSTOMERS), keys)
+    assert store.attempts.given(SMALL.pair) == SMALL.m
+    store.close()
+
+
+def test_after_a_restart_one_hello_is_not_answered_for_another_list(url: str) -> None:
+    store = Store.open(url)
+    hello = department(store).hello()
+    bank(store).reply(hello)
+    before = store.replies.replied(SMALL)
+    store = reopened(store, url)
+    with pytest.raises(ParameterError, match="another list"):
+        bank(store, REGISTRY[6:46:2]).reply(hello)
+    assert store.replies.replied(SMALL) == before is not None
+    with pytest.raises(ProtocolError):
+        store.replies.record(SMALL, StoredReply(hello.digest(), b"other", b"other"))
+    assert store.replies.replied(SMALL) == before
+    store.close()
+
+
+def test_a_refusal_closes_the_attempt_for_every_later_process(url: str) -> None:
+    store = Store.open(url)
+    tax = department(store)
+    good = bank(store).reply(tax.hello())
+    correction = good.correction.copy()
+    correction[0, 0] ^= np.uint64(1)
+    with pytest.raises(ProtocolError, match=set_oprf.REFUSED):
+        tax.accept(replace(good, correction=correction))
+    store = reopened(store, url)
+    with pytest.raises(ProtocolError, match="closed"):
+        department(store).hello()
+    assert store.attempts.given(SMALL.pair) == 0
+    later = replace(SMALL, number=2)
+    department(store, later).hello()
+    with pytest.raises(ProtocolError, match="over"):
+        department(store).hello()
+    store.close()
+
+
+def test_of_two_replies_at_once_an_attempt_takes_one(store: Store) -> None:
+    store.attempts.open(ATTEMPT, APPROVED)
+
+    def take(reply: bytes) -> bool:
+        try:
+            store.attempts.take(ATTEMPT, reply)
+        except ProtocolError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(take, [b"%d" % i for i in range(8)])) == 1
+
+
+def test_of_two_answers_at_once_a_bank_keeps_one(store: Store) -> None:
+    def record(payload: bytes) -> bool:
+        try:
+            store.replies.record(ATTEMPT, StoredReply(b"hello", b"list", payload))
+        except ProtocolError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(record, [b"%d" % i for i in range(8)])) == 1
+
+
+def told(act: Callable[[], object]) -> object:
+    try:
+        return act()
+    except ProtocolError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_durable_books_say_what_those_of_the_protocol_say(store: Store, seed: int) -> None:
+    """Any order of steps, over few enough attempts that they get in each other's way."""
+    rng = np.random.default_rng(seed)
+    books: list[AttemptBook] = [store.attempts, MemoryAttemptBook()]
+    replies: list[ReplyBook] = [store.replies, MemoryReplyBook()]
+    opened: set[Attempt] = set()
+    for _ in range(60):
+        attempt = Attempt(
+            "bank_a",
+            ("tax", "court")[rng.integers(2)],
+            b"s" * 32,
+            (300, 310)[rng.integers(10) // 9],
+            int(rng.integers(5)),
+        )
+        reply = bytes([rng.integers(2)])
+        stored = StoredReply(reply, b"list", b"payload")
+        step = rng.integers(5)
+        if step == 0 and attempt in opened:
+            said = [told(partial(book.refuse, attempt)) for book in books]
+        elif step == 1:
+            said = [told(partial(book.take, attempt, reply)) for book in books]
+        elif step == 2:
+            said = [told(partial(book.record, attempt, stored)) for book in replies]
+        else:
+            said = [told(partial(book.open, attempt, APPROVED)) for book in books]
+            if said[0] is None:
+                opened.add(attempt)
+        assert said[0] == said[1]
+        assert books[0].given(attempt.pair) == books[1].given(attempt.pair)
+        assert replies[0].replied(attempt) == replies[1].replied(attempt)
+    assert opened
+
+
+def test_a_store_of_the_first_release_keeps_what_it_holds(url: str) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(module.__file__).parent / "migrations"))
+    engine = module._engine(url)
+    with engine.execution_options(lianmo_writes=True).begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.exec_driver_sql("INSERT INTO nonce VALUES ('job', 'n1', '2026-11-24T12:00:00Z')")
+    engine.dispose()
+    store = Store.open(url)
+    assert not store.nonces.use("job", "n1", NOW + timedelta(days=1), NOW)
+    store.attempts.open(ATTEMPT, APPROVED)
+    store.close()
