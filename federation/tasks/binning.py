@@ -123,17 +123,18 @@ def pre_bin(column: Column, max_bins: int, min_rows: int) -> FeatureBins:
 def _bins_of_numbers(column: NumberColumn, max_bins: int, min_rows: int) -> FeatureBins:
     values = column.values
     known = values[~np.isnan(values)]
-    edges = np.array([])
+    edges = distinct = np.array([])
+    upto = np.zeros(1, np.int64)
     if known.size:
         distinct, counts = np.unique(known, return_counts=True)
         edges = _edges(distinct, counts.astype(np.int64), max_bins)
-        edges = _without_small_bins(edges, known, max_bins, min_rows)
+        upto = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        edges = _without_small_bins(edges, _sizes(edges, distinct, upto), max_bins, min_rows)
     own = len(edges) + 1
     missing, bins = own, own + 1
     if values.size - known.size < min_rows:
         # Too few to be shown apart: they count with the largest bin, which they change least.
-        sizes = np.bincount(np.searchsorted(edges, known, side="right"), minlength=own)
-        missing, bins = int(np.argmax(sizes)), own
+        missing, bins = int(np.argmax(_sizes(edges, distinct, upto))), own
     elif known.size < min_rows:
         edges, missing, bins = np.array([]), 0, 1
     return FeatureBins(column.name, True, edges, (), missing, missing, bins)
@@ -195,12 +196,22 @@ def _edges(
     return np.unique(np.array(edges))
 
 
+def _sizes(
+    edges: NDArray[np.float64], distinct: NDArray[np.float64], upto: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Rows in each bin; upto: rows below each distinct value, and all of them."""
+    below = upto[np.searchsorted(distinct, edges, side="left")]
+    return np.diff(np.concatenate([[0], below, upto[-1:]]))
+
+
 def _without_small_bins(
-    edges: NDArray[np.float64], known: NDArray[np.float64], max_bins: int, min_rows: int
+    edges: NDArray[np.float64], rows: NDArray[np.int64], max_bins: int, min_rows: int
 ) -> NDArray[np.float64]:
-    """Drops edges until no bin has fewer than `min_rows` rows and at most `max_bins` are left."""
-    sizes = list(np.bincount(np.searchsorted(edges, known, side="right"), minlength=len(edges) + 1))
-    kept = list(edges)
+    """Drops edges until no bin has fewer than `min_rows` rows and at most `max_bins` are left.
+
+    rows: in each bin to begin with.
+    """
+    sizes, kept = list(rows), list(edges)
     while kept and (min(sizes) < min_rows or len(sizes) > max_bins):
         at = int(np.argmin(sizes))
         to_left = at == len(sizes) - 1 or (at > 0 and sizes[at - 1] <= sizes[at + 1])
