@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from sqlalchemy import (
     ForeignKey,
     LargeBinary,
     String,
+    Text,
     create_engine,
     event,
     func,
@@ -44,7 +46,7 @@ from protocols.books import BatchId, StoredAnswer, TokenId
 from protocols.errors import ProtocolError
 from protocols.row_key_books import REFUSALS_MAX, Attempt, StoredReply
 
-HEAD = "0002"  # the newest migration; a test holds it to the scripts
+HEAD = "0003"  # the newest migration; a test holds it to the scripts
 BUSY_TIMEOUT_S = 30  # how long a command waits for another one's transaction
 
 # --- model ----------------------------------------------------------------------------------------
@@ -227,6 +229,37 @@ class NonceRow(Base):
     expires: Mapped[str] = mapped_column(String(32), index=True)
 
 
+class AuditRow(Base):
+    """An entry of this node's audit log (clients/audit.py); triggers refuse to change one."""
+
+    __tablename__ = "audit_entry"
+
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    leaf: Mapped[bytes] = mapped_column(LargeBinary)
+    hash: Mapped[bytes] = mapped_column(LargeBinary(32))  # of the leaf, for the tree
+
+
+class AuditSaltRow(Base):
+    """What opens an entry's commitment; without this row the commitment says nothing."""
+
+    __tablename__ = "audit_salt"
+
+    seq: Mapped[int] = mapped_column(
+        BigInteger, ForeignKey("audit_entry.seq"), primary_key=True, autoincrement=False
+    )
+    salt: Mapped[bytes] = mapped_column(LargeBinary(32))
+    subject: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class CheckpointRow(Base):
+    """A checkpoint that this node's log key signed."""
+
+    __tablename__ = "audit_checkpoint"
+
+    size: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    note: Mapped[str] = mapped_column(Text)
+
+
 # --- store ----------------------------------------------------------------------------------------
 
 
@@ -236,6 +269,7 @@ class Store:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._writer = engine.execution_options(lianmo_writes=True)
+        self._joint = threading.local()
         self.registries = Registries(self)
         self.datasets = Datasets(self)
         self.entries = Entries(self)
@@ -273,21 +307,52 @@ class Store:
         self._engine.dispose()
 
     @contextmanager
+    def together(self) -> Iterator[None]:
+        """One transaction for all that this thread reads and writes in the block: all or nothing.
+
+        For clients/audit.py: a change of state and the log's entry of it must not come apart.
+        """
+        if self.is_together:
+            raise RuntimeError("a transaction inside a transaction")
+        with Session(self._writer) as session, session.begin():
+            self._joint.session = session
+            try:
+                yield
+            finally:
+                self._joint.session = None
+
+    @property
+    def is_together(self) -> bool:
+        """Whether this thread is inside of `together`."""
+        return getattr(self._joint, "session", None) is not None
+
+    @contextmanager
     def reading(self) -> Iterator[Session]:
         """A transaction that only reads."""
+        if self.is_together:
+            yield self._joint.session
+            return
         with Session(self._engine) as session, session.begin():
             yield session
 
     @contextmanager
     def writing(self, *tables: type[Base]) -> Iterator[Session]:
         """A transaction that holds the write lock from its start, and is on disk when it ends."""
+        if self.is_together:
+            self._lock(self._joint.session, tables)
+            yield self._joint.session
+            self._joint.session.flush()
+            return
         with Session(self._writer) as session, session.begin():
-            if self._engine.dialect.name == "postgresql":
-                for table in tables:
-                    session.execute(
-                        text(f'LOCK TABLE "{table.__tablename__}" IN SHARE ROW EXCLUSIVE MODE')
-                    )
+            self._lock(session, tables)
             yield session
+
+    def _lock(self, session: Session, tables: Sequence[type[Base]]) -> None:
+        if self._engine.dialect.name == "postgresql":
+            for table in tables:
+                session.execute(
+                    text(f'LOCK TABLE "{table.__tablename__}" IN SHARE ROW EXCLUSIVE MODE')
+                )
 
 
 @contextmanager
@@ -649,6 +714,18 @@ class Reservation:
     salt: bytes = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Spending:
+    """What one attempt counts with now."""
+
+    manifest: str
+    attempt: int
+    bank: str
+    dataset: str
+    tokens: int
+    is_closed: bool
+
+
 class Exposure:
     """Tokens per (bank, dataset), over all its snapshots and for good (PROTOCOLS.md section 3).
 
@@ -686,15 +763,32 @@ class Exposure:
             session.add(ExposureRow(**_values(wanted), opened=utc_text(now)))
             return wanted
 
-    def close(self, manifest: str, attempt: int, tokens: int, now: datetime) -> None:
-        """The attempt is over and spent or burnt so many; never raises an entry, never reopens."""
+    def close(self, manifest: str, attempt: int, tokens: int, now: datetime) -> bool:
+        """The attempt is over and spent or burnt so many; never raises an entry, never reopens.
+
+        Returns whether it was open until now.
+        """
         with self._store.writing(ExposureRow) as session:
             row = session.get(ExposureRow, (manifest, attempt))
             if row is None or row.closed is not None:
-                return
+                return False
             if not 0 <= tokens <= row.tokens:
                 raise RuntimeError(f"attempt {attempt} used {tokens} tokens, {row.tokens} declared")
             row.tokens, row.closed = tokens, utc_text(now)
+            return True
+
+    def all(self) -> tuple[Spending, ...]:
+        """Every attempt that counts, the first opened first."""
+        with self._store.reading() as session:
+            rows = session.scalars(
+                select(ExposureRow).order_by(
+                    ExposureRow.opened, ExposureRow.manifest, ExposureRow.attempt
+                )
+            )
+            return tuple(
+                Spending(r.manifest, r.attempt, r.bank, r.dataset, r.tokens, r.closed is not None)
+                for r in rows
+            )
 
 
 def _tokens(session: Session, bank: str, dataset: str) -> int:
