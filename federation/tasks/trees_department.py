@@ -2,7 +2,8 @@
 which of its thresholds are used. Read it beside `trees_bank.py`: the stages have the same names.
 
 It sees neither gradients nor labels, nodes or customers; and because every round has a fixed number
-of queries, not the trees' shape either.
+of queries, not the trees' shape either. What it does learn is listed: its own thresholds, and with
+them in which round of which tree each was first wanted.
 """
 
 from __future__ import annotations
