@@ -286,7 +286,11 @@ def require_declared(manifest: JobManifest) -> None:
     """The manifest declares exactly what the task would disclose with these parameters."""
     from federation.tasks.registry import task_of  # tasks' kernels take their time to load
 
-    if manifest.disclosures != task_of(manifest).declare(manifest):
+    try:
+        declared = task_of(manifest).declare(manifest)
+    except (ArithmeticError, TypeError, ValueError) as error:  # e.g. a resolution of 0
+        raise Refused("the parameters are not those of any job") from error
+    if manifest.disclosures != declared:
         raise Refused("the declared disclosures are not those of the task")
 
 

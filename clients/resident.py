@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import resource
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -71,6 +72,8 @@ def serve(
     """Run the node until SIGTERM or SIGINT. Raises Conflict if one runs for this home already."""
     from clients.node import Node
 
+    # A core file would hold keys and data, and stay after the process.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     stopped = threading.Event()
     with (
         _only_one(home),

@@ -6,12 +6,13 @@ problems that carry a LianmoError over, with party and next step, and nothing mo
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from enum import StrEnum
 from http import HTTPStatus
 from typing import Annotated, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from federation.envelope import Envelope
 from federation.errors import (
@@ -37,6 +38,16 @@ TRAIN_HOLD_S = 5.0  # a node answers `running` after so long
 T = TypeVar("T")
 
 
+def _shown(text: str) -> str:
+    """Without what would move a terminal's cursor or turn its text round, and not too long."""
+    hidden = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+    return "".join("\ufffd" if unicodedata.category(c) in hidden else c for c in text[:4000])
+
+
+# Free text of the other side: it is printed beside what an approver is about to sign.
+Shown = Annotated[str, AfterValidator(_shown)]
+
+
 class Body(BaseModel):
     """Base of the bodies: unknown fields are refused."""
 
@@ -51,7 +62,7 @@ class Health(Body):
 
     status: Literal["ok"] = "ok"
     platform: OrgId
-    version: str
+    version: Shown
     package_sha256: Digest
     time: Time
 
@@ -151,7 +162,7 @@ class JobSummary(Body):
     bank: OrgId
     parties: tuple[OrgId, ...]
     status: JobStatus
-    message: str = ""
+    message: Shown = ""
     created: Time
     updated: Time
 
@@ -163,7 +174,7 @@ class JobDetail(JobSummary):
     approvals: tuple[Envelope, ...]
     missing: tuple[OrgId, ...]  # whose approval is still needed
     attempt: Count
-    run_id: str | None = None
+    run_id: Shown | None = None
     records: tuple[Envelope, ...] = ()  # signed run records, of all attempts
     progress: Mapping[OrgId, ProgressEntry] = Field(default_factory=dict)
 
@@ -176,7 +187,7 @@ class Event(Body):
     kind: Literal["status", "approval", "progress", "record", "log"]
     org: OrgId | None = None
     status: JobStatus | None = None
-    text: str = ""
+    text: Shown = ""
     progress: ProgressBody | None = None
 
 
@@ -233,13 +244,13 @@ class RunReport(Body):
 class Problem(Body):
     """RFC 9457, with a LianmoError's party, stage and next step as extension members."""
 
-    type: str = "about:blank"
-    title: str
+    type: Shown = "about:blank"
+    title: Shown
     status: int
-    detail: str = ""
-    party: str = ""
-    stage: str = ""
-    todo: str = ""
+    detail: Shown = ""
+    party: Shown = ""
+    stage: Shown = ""
+    todo: Shown = ""
 
 
 _STATUS: dict[type[LianmoError], HTTPStatus] = {

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import queue
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,6 +45,13 @@ class Stopped:
 
     stage: str
     code: str
+
+    def __post_init__(self) -> None:
+        # a peer's words, which go into this party's log and onto its operator's terminal
+        if not re.fullmatch(r"[A-Za-z_-]{1,32}", self.code):
+            raise ValueError("a code is a word")
+        if len(self.stage) > 200 or not self.stage.isprintable():
+            raise ValueError("a stage is a short text")
 
 
 @dataclass(slots=True)

@@ -22,6 +22,7 @@ from federation.objects import (
     Card,
     KeyRecord,
     KeyStatus,
+    OrgKind,
     SignedObject,
     Usage,
     utc_time,
@@ -29,6 +30,8 @@ from federation.objects import (
 from federation.profile import CryptoProfile, profile
 
 T = TypeVar("T", bound=SignedObject)
+
+_PROPOSERS = frozenset({OrgKind.BANK, OrgKind.GUARANTOR})
 
 CLOCK_SKEW = timedelta(seconds=120)  # that we forgive between two organisations' clocks
 
@@ -190,8 +193,18 @@ class TrustStore:
             owner = self._keys[key.key_id][0].org if key.key_id in self._keys else card.org
             if owner != card.org:
                 raise Conflict(f"its card has a key that belongs to {owner}", party=card.org)
+        self._require_one_name(card)
         self._known[card.org] = _Known(envelope, card, leaf)
         self._keys |= {key.key_id: (card, key) for key in card.keys}
+
+    def _require_one_name(self, card: Card) -> None:
+        """One legal person proposes under one name: a second one would have an exposure budget of
+        its own on every dataset."""
+        for known in self._known.values():
+            kinds = {known.card.org_kind, card.org_kind}
+            if known.card.uscc == card.uscc and known.card.org != card.org and kinds <= _PROPOSERS:
+                what = f"its card names the legal person that {known.card.org} is"
+                raise Conflict(what, party=card.org, todo="one of the two names has to go")
 
 
 def verify_card(envelope: Envelope) -> tuple[Card, bytes]:

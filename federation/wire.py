@@ -136,7 +136,8 @@ def _build(plain: Any, hint: Any, buffers: _Buffers) -> Any:
     values = {name: _build(names[name], inner, buffers) for name, inner in _hints(hint)}
     try:
         return hint(**values)
-    except (ValueError, ParameterError) as error:  # the type's own validation
+    except (ValueError, TypeError, ArithmeticError, ParameterError) as error:
+        # The type's own validation; or what it takes for granted, such as an axis to count along.
         raise ProtocolError(f"{hint.__name__} is not well formed: {error}") from error
 
 
@@ -156,8 +157,11 @@ def _array(plain: Any, dtype: np.dtype[Any], buffers: _Buffers) -> np.ndarray[An
         raise ProtocolError("an array has too many axes")
     sizes = [_count(axis) for axis in shape]
     raw = buffers.take(math.prod(sizes) * dtype.itemsize)
-    # A copy is aligned and writable, as compiled kernels want it; the frame itself can be dropped.
-    return np.frombuffer(raw, dtype).reshape(sizes).copy()
+    try:
+        # A copy is aligned and writable, as compiled kernels want it; the frame can be dropped.
+        return np.frombuffer(raw, dtype).reshape(sizes).copy()
+    except ValueError as error:  # no bytes, and axes beside the zero that no array can have
+        raise ProtocolError("a size is out of range") from error
 
 
 def _only(plain: Any, names: set[str]) -> dict[str, Any]:

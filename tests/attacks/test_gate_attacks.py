@@ -16,9 +16,11 @@ from clients.coordinator_client import CoordinatorClient
 from clients.gate import Gate
 from clients.store import Store
 from federation.api import JobDetail, JobStatus
+from federation.catalogue import Dataset, Level
 from federation.envelope import Envelope
 from federation.errors import Conflict, Refused, Unavailable
 from federation.objects import Approval, Decision, JobManifest, Usage, utc_text
+from federation.review import review
 from protocols.books import BatchId, StoredAnswer
 from tests.clients.test_gate import NOW, World
 from tests.federation.parties import make_approval
@@ -167,3 +169,25 @@ def test_an_error_of_the_database_shows_no_value_that_was_to_be_stored(tmp_path:
         session.execute(text("INSERT INTO nowhere VALUES (:x)"), {"x": "canary-of-a-value"})
     assert "canary" not in str(raised.value)
     store.close()
+
+
+@pytest.mark.parametrize("changes", [{"resolution": "0"}, {"score_range": "-8"}, {"pdo": 1000}])
+def test_absurd_parameters_are_refused_and_not_an_accident(
+    world: World, changes: dict[str, Any]
+) -> None:
+    """A division by zero left the gate as it was, past its one coarse word."""
+    parameters = world.job.scorecard.model_copy(update=changes)
+    with pytest.raises(Refused):
+        world.admit(world.tax, world.job.model_copy(update={"parameters": parameters}))
+
+
+def test_a_review_shows_the_entry_that_the_manifest_names(world: World) -> None:
+    """A coordinator that serves an older entry would call a trade secret public."""
+    shown = Dataset.model_validate(world.entry(world.tax, "payments").model_dump())
+    fields = tuple(f.model_copy(update={"level": Level.L1}) for f in shown.fields)
+    older = shown.model_copy(update={"fields": fields, "created": utc_text(NOW - _HOUR)})
+    found = review(world.job, {("tax", "payments"): older}, me="tax")
+    assert {item.level for item in found.fields if item.org == "tax"} == {"unknown"}
+    assert any("not in the published catalogue" in text for text in found.warnings)
+    found = review(world.job, {("tax", "payments"): shown}, me="tax")
+    assert {item.level for item in found.fields if item.org == "tax"} == {"L3"}
