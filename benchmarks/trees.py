@@ -3,31 +3,39 @@
     python -m benchmarks.trees [ROWS] [BANK_FEATURES] [DEPARTMENT_FEATURES] [TREES] [DEPTH]
 
 From aligned tables to the model: agreement, bins, commitments, tokens, every query and opening, all
-frames serialised. Row keys are alignment and shown apart (--align runs them; otherwise both ends
-are given the same random keys). Both sides get raw numbers, 32 bins, equal depth, rate and rounds;
-AUC is of customers that neither has seen. XGBoost is not a dependency: `pip install '.[bench]'`.
+frames serialised. Row keys (the alignment) and the bank's own model for comparison are shown apart.
+Both sides get raw numbers, 32 bins, equal depth, rate and rounds; AUC is of customers that neither
+has seen. XGBoost is not a dependency: `pip install '.[bench]'`; without it scikit-learn's histogram
+trees stand in.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import resource
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 
+from federation.codes import code_for_row
 from federation.objects import TreesParameters
 from federation.tables import BankData, DepartmentData, NumberColumn
-from federation.tasks import boosting, vertical
+from federation.tasks import boosting
 from federation.tasks.local import local_seeds
 from federation.tasks.trees_local import LocalTrees, local_trees_manifest, run_trees_in_process
-from protocols import labels
-from protocols.streams import Randomness, digest
+from protocols.streams import Randomness
 from protocols.warm import warm
 
 BANK, DEPARTMENT = "bank", "tax"
+APART = ("row keys", "alone")
+UNSEEN = 50_000
 
 
 def draw(rng: np.random.Generator, rows: int, features: int) -> tuple[np.ndarray, np.ndarray]:
@@ -43,147 +51,222 @@ def draw(rng: np.random.Generator, rows: int, features: int) -> tuple[np.ndarray
     return x, bad.astype(np.uint8)
 
 
-def skip_alignment(rows: int) -> None:
-    """Both ends get the same random row keys: what alignment would leave."""
-    keys = np.frombuffer(np.random.default_rng(3).bytes(16 * rows), np.uint8).reshape(rows, 16)
-    cover = digest(labels.COVER_DIGEST, rows)
-    vertical.ask_row_keys = lambda party, data: (  # type: ignore[assignment]  # a stand-in
-        cover,
-        dict.fromkeys(party.manifest.departments, keys[data.positions]),
-    )
-    vertical.give_row_keys = lambda party, data: (cover, keys)  # type: ignore[assignment]  # a stand-in
+@dataclass(frozen=True)
+class Setting:
+    """What is measured."""
 
+    rows: int = 100_000
+    bank_features: int = 20
+    department_features: int = 20
+    trees: int = 5
+    depth: int = 5
+    cover: int = 0  # rows of the registry; the customers alone by default
+    hessians: bool = True
+    thresholds: int = 126
+    joint_trees: int | None = None
+    repeat: int = 1
 
-def main(
-    rows: int,
-    bank_features: int,
-    department_features: int,
-    trees: int,
-    depth: int,
-    *,
-    align: bool = False,
-    hessians: bool = True,
-    thresholds: int = 126,
-    joint_trees: int | None = None,
-    repeat: int = 1,
-) -> None:
-    """Run both and print what they took."""
-    features = bank_features + department_features
-    x, bad = draw(np.random.default_rng(1), rows, features)
-    x_new, bad_new = draw(np.random.default_rng(2), 50_000, features)
-    codes = np.array([f"{i:018d}" for i in range(rows)], "S18")
-    own = [NumberColumn(f"own_{i}", x[:, i]) for i in range(bank_features)]
-    theirs = [NumberColumn(f"far_{i}", x[:, i]) for i in range(bank_features, features)]
-    bank = BankData(rows, np.arange(rows), codes, own, bad)
-    departments = {DEPARTMENT: DepartmentData(theirs, codes)}
-    parameters = TreesParameters(
-        trees=trees,
-        max_depth=depth,
-        hessians=hessians,
-        thresholds=thresholds,
-        joint_trees=joint_trees,
-        hold_out="0.0",
-    )
-    manifest = local_trees_manifest(bank, departments, parameters)
-    plan = boosting.plan_of(manifest)
-    print(
-        f"{rows} rows, {bank_features} + {department_features} features, {trees} trees of {depth}"
-    )
-    print(f"{plan.tokens} queries, exposure {plan.exposure(rows):.4f}, {os.cpu_count()} cores")
-    warm()
-    if not align:
-        skip_alignment(rows)
-    total, cpu, run = np.inf, 0.0, None
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in range(repeat):
-            began, busy = time.perf_counter(), time.process_time()
-            latest = run_trees_in_process(bank, departments, manifest, 1, executor=pool)
-            seconds = time.perf_counter() - began
-            apart = sum(latest.result.seconds.get(name, 0.0) for name in ("row keys", "alone"))
-            if seconds - apart < total:
-                total, run, cpu = seconds - apart, latest, time.process_time() - busy
-        if run is None:
-            raise SystemExit("nothing was run")
-        show(run, total, cpu)
-        began = time.perf_counter()
-        randomness = Randomness(local_seeds([BANK], 1)[BANK], bytes.fromhex(manifest.digest()), 0)
-        pooled = boosting.fit_pooled(
-            BANK,
-            bank,
-            departments,
-            parameters,
-            train=np.ones(rows, bool),
-            vmax=manifest.query.vmax,
-            randomness=randomness,
-            executor=pool,
+    @property
+    def parameters(self) -> TreesParameters:
+        """Without a hold-out: AUC is of other customers."""
+        return TreesParameters(
+            trees=self.trees,
+            max_depth=self.depth,
+            hessians=self.hessians,
+            thresholds=self.thresholds,
+            joint_trees=self.joint_trees,
+            hold_out="0.0",
         )
-        pooled_s = time.perf_counter() - began
-    equal = np.array_equal(pooled.margins, run.result.margins)
-    print(f"pooled     {pooled_s:7.3f} s with the same growth; equal margins: {equal}")
-    new = {(BANK, c.name): NumberColumn(c.name, x_new[:, i]) for i, c in enumerate(own)}
-    new |= {
-        (DEPARTMENT, c.name): NumberColumn(c.name, x_new[:, bank_features + i])
-        for i, c in enumerate(theirs)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds, and AUC of unseen customers."""
+
+    run: LocalTrees
+    queries: int
+    exposure: float
+    total_s: float
+    cpu_s: float
+    pooled_s: float
+    is_equal: bool  # the same growth on pooled plaintext gives the same margins
+    auc: float
+    alone_auc: float
+    reference: str
+    reference_s: float
+    reference_cpu_s: float
+    reference_auc: float
+
+
+def measure(setting: Setting) -> Measured:
+    """Run both sides."""
+    features = setting.bank_features + setting.department_features
+    rows, cover = setting.rows, max(setting.rows, setting.cover)
+    everybody, bad = draw(np.random.default_rng(1), cover, features)
+    at = np.sort(np.random.default_rng(4).choice(cover, rows, replace=False)).astype(np.int64)
+    x, bad = everybody[at], bad[at]
+    codes = np.sort(code_for_row(7, np.arange(cover)).astype("S18"))
+    names = [f"x{i}" for i in range(features)]
+    own, theirs = names[: setting.bank_features], names[setting.bank_features :]
+    columns = {name: everybody[:, i] for i, name in enumerate(names)}
+    bank = BankData(cover, at, codes[at], [NumberColumn(n, columns[n][at]) for n in own], bad)
+    departments = {DEPARTMENT: DepartmentData([NumberColumn(n, columns[n]) for n in theirs], codes)}
+    manifest = local_trees_manifest(bank, departments, setting.parameters)
+    plan = boosting.plan_of(manifest)
+    warm()
+    runs = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in range(setting.repeat):
+            runs.append(
+                timed(lambda: run_trees_in_process(bank, departments, manifest, 1, executor=pool))
+            )
+        run, total, cpu = min(runs, key=lambda item: item[1] - apart(item[0]))
+        key = local_seeds([BANK], 1)[BANK]
+        pooled, pooled_s, _ = timed(
+            lambda: boosting.fit_pooled(
+                BANK,
+                bank,
+                departments,
+                setting.parameters,
+                train=np.ones(rows, bool),
+                vmax=manifest.query.vmax,
+                randomness=Randomness(key, bytes.fromhex(manifest.digest()), 0),
+                executor=pool,
+            )
+        )
+    x_new, bad_new = draw(np.random.default_rng(2), UNSEEN, features)
+    new = {
+        (BANK if n in own else DEPARTMENT, n): NumberColumn(n, x_new[:, i])
+        for i, n in enumerate(names)
     }
-    result = run.result
-    joint = roc_auc_score(bad_new, result.model.margins(result.model.by_columns(new), len(bad_new)))
-    alone = roc_auc_score(bad_new, result.alone.margins(result.alone.by_columns(new), len(bad_new)))
-    print(
-        f"AUC        {joint:.4f} joint, {alone:.4f} the bank alone, {result.thresholds} thresholds"
+    joint, alone = run.result.model, run.result.alone
+    reference, seconds, busy, predicted = plain(x, bad, x_new, setting)
+    return Measured(
+        run=run,
+        queries=plan.tokens,
+        exposure=plan.exposure(rows),
+        total_s=total - apart(run),
+        cpu_s=cpu,
+        pooled_s=pooled_s,
+        is_equal=np.array_equal(pooled.margins, run.result.margins),
+        auc=roc_auc_score(bad_new, joint.margins(joint.by_columns(new), UNSEEN)),
+        alone_auc=roc_auc_score(bad_new, alone.margins(alone.by_columns(new), UNSEEN)),
+        reference=reference,
+        reference_s=seconds,
+        reference_cpu_s=busy,
+        reference_auc=roc_auc_score(bad_new, predicted),
     )
+
+
+def apart(run: LocalTrees) -> float:
+    """Seconds of what is not from aligned tables to the model; who is first waits for the other."""
+    ends = [run.result.seconds, *(part.seconds for part in run.parts.values())]
+    return sum(max(seconds.get(name, 0.0) for seconds in ends) for name in APART)
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
+    """The result, wall and CPU seconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = work()
+    return result, time.perf_counter() - wall, time.process_time() - cpu
+
+
+def plain(
+    x: np.ndarray, bad: np.ndarray, x_new: np.ndarray, setting: Setting
+) -> tuple[str, float, float, np.ndarray]:
+    """Name, wall and CPU seconds of the pooled reference, and what it says of the unseen."""
+    parameters = setting.parameters
+    rate, l2 = float(parameters.learning_rate), float(parameters.l2)
     try:
         import xgboost
     except ImportError:
-        print("xgboost is not installed: pip install '.[bench]'")
-        return
+        model = HistGradientBoostingClassifier(
+            max_iter=setting.trees,
+            max_depth=setting.depth,
+            max_bins=32,
+            learning_rate=rate,
+            l2_regularization=l2,
+            max_leaf_nodes=None,
+        )
+        _, seconds, busy = timed(lambda: model.fit(x, bad))
+        return "scikit-learn", seconds, busy, model.predict_proba(x_new)[:, 1]
     settings = {
         "objective": "binary:logistic",
         "tree_method": "hist",
         "max_bin": 32,
-        "max_depth": depth,
-        "eta": float(parameters.learning_rate),
-        "lambda": float(parameters.l2),
+        "max_depth": setting.depth,
+        "eta": rate,
+        "lambda": l2,
         "min_child_weight": float(parameters.min_child_weight),
         "base_score": float(bad.mean()),
     }
-    best = np.inf
-    # One thread as well: on a busy machine two wait for each other. The fastest is the reference.
-    for threads in (1, os.cpu_count()) * max(repeat, 3):
-        began, busy = time.perf_counter(), time.process_time()
+
+    def train(threads: int) -> Any:
         table = xgboost.DMatrix(x, bad, nthread=threads)
-        booster = xgboost.train({**settings, "nthread": threads}, table, trees)
-        seconds = time.perf_counter() - began
-        if seconds < best:
-            best, cpu = seconds, time.process_time() - busy
-    theirs_auc = roc_auc_score(bad_new, booster.predict(xgboost.DMatrix(x_new)))
-    print(f"XGBoost    {best:7.3f} s wall, {cpu:.3f} s CPU, AUC {theirs_auc:.4f}")
-    print(f"ratio      {total / best:7.1f} (target 8)")
+        return xgboost.train({**settings, "nthread": threads}, table, setting.trees)
+
+    # One thread as well: on a busy machine two wait for each other. The fastest is the reference.
+    runs = [timed(lambda n=n: train(n)) for n in (1, os.cpu_count() or 1) * 3]
+    booster, seconds, busy = min(runs, key=lambda item: item[1])
+    return "XGBoost", seconds, busy, booster.predict(xgboost.DMatrix(x_new))
 
 
-def show(run: LocalTrees, total: float, cpu: float) -> None:
+def show(setting: Setting, found: Measured) -> None:
     """Where the time went, at both ends, and what crossed."""
-    print(
-        f"total      {total:7.3f} s wall, row keys and the bank's own model apart; {cpu:.3f} s CPU"
-    )
+    result = found.run.result
+    print(f"{setting}")
+    print(f"{found.queries} queries, exposure {found.exposure:.4f}, {os.cpu_count()} cores")
+    print(f"total      {found.total_s:7.3f} s wall; {found.cpu_s:.3f} s CPU with what stands apart")
     for name, seconds in (
-        ("bank", run.result.seconds),
-        *((o, p.seconds) for o, p in run.parts.items()),
+        (BANK, result.seconds),
+        (DEPARTMENT, found.run.parts[DEPARTMENT].seconds),
     ):
-        print(f"  {name:10}" + "  ".join(f"{k} {v:.3f}" for k, v in seconds.items()))
-    sent, received = sum(run.result.sent_bytes.values()), sum(run.result.received_bytes.values())
+        print(f"  {name:6}" + "  ".join(f"{stage} {s:.3f}" for stage, s in seconds.items()))
+    sent, received = sum(result.sent_bytes.values()), sum(result.received_bytes.values())
     print(f"  {sent / 1e6:.1f} MB to the department, {received / 1e6:.1f} MB back")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"  {peak:.0f} MiB at most, all parties, tables and references in one process")
+    print(f"pooled     {found.pooled_s:7.3f} s, the same growth; equal margins: {found.is_equal}")
+    print(
+        f"{found.reference:10} {found.reference_s:7.3f} s wall, {found.reference_cpu_s:.3f} s CPU"
+    )
+    print(
+        f"AUC        joint {found.auc:.4f}, {found.reference} {found.reference_auc:.4f}, the bank "
+        f"alone {found.alone_auc:.4f}; {result.thresholds} thresholds open"
+    )
+    print(f"ratio      {found.total_s / found.reference_s:7.1f} (target 8)")
+
+
+def rows() -> list[dict[str, Any]]:
+    """For the benchmark's table."""
+    setting = Setting(repeat=2)
+    found = measure(setting)
+    note = (
+        f"target 8 x and 8 s; {found.reference} {found.reference_cpu_s:.2f} s CPU, ours "
+        f"{found.cpu_s:.2f}; AUC {found.auc:.4f}, {found.reference} {found.reference_auc:.4f}, the "
+        f"bank alone {found.alone_auc:.4f}"
+    )
+    return [
+        {
+            "name": "trees_total",
+            "value": round(found.total_s, 3),
+            "unit": "s wall, all parties",
+            "reference": round(found.reference_s, 3),
+            "ratio": round(found.total_s / found.reference_s, 2),
+            "rows": setting.rows,
+            "note": note,
+        }
+    ]
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    defaults = {
-        "rows": 100_000, "bank_features": 20, "department_features": 20, "trees": 5, "depth": 5,
-    }  # fmt: skip
-    for name, default in defaults.items():
-        parser.add_argument(name, nargs="?", type=int, default=default)
-    parser.add_argument("--align", action="store_true")
+    for name in ("rows", "bank_features", "department_features", "trees", "depth"):
+        parser.add_argument(name, nargs="?", type=int, default=getattr(Setting, name))
+    parser.add_argument("--cover", type=int, default=0, help="rows of the registry")
     parser.add_argument("--gradients-alone", dest="hessians", action="store_false")
     parser.add_argument("--thresholds", type=int, default=126)
     parser.add_argument("--joint-trees", type=int)
     parser.add_argument("--repeat", type=int, default=1)
-    main(**vars(parser.parse_args()))
+    asked = Setting(**vars(parser.parse_args()))
+    show(asked, measure(asked))
