@@ -11,6 +11,7 @@ from typing import Any
 
 from federation.catalogue import Dataset, Level
 from federation.objects import CoverKind, DeclaredDisclosure, JobManifest, Role
+from protocols.row_key_agreement import provable_number
 
 EXPOSURE_WARNS = 0.02  # PROTOCOLS.md section 3, Exposure
 EXPOSURE_REFUSES = 0.05
@@ -40,6 +41,7 @@ class Review:
     expires: str
     registry: str
     cover: str
+    row_keys: str
     parties: tuple[tuple[str, str, str], ...]  # org, role, dataset
     fields: tuple[ReviewedField, ...]
     parameters: tuple[tuple[str, str], ...]
@@ -78,6 +80,7 @@ def review(
         registry=f"{manifest.registry.region}, {manifest.registry.as_of}, "
         f"{manifest.registry.rows:,} enterprises",
         cover=_cover(manifest),
+        row_keys=_row_keys(manifest),
         parties=tuple((p.org, p.role.value, p.dataset or "") for p in manifest.parties),
         fields=fields,
         parameters=tuple(_flat(manifest.model_dump(mode="json"))),
@@ -122,6 +125,17 @@ def _cover(manifest: JobManifest) -> str:
         k = manifest.cover.decoys
         return f"decoy ({rows}): a department guesses a customer with 1/{k}"
     return f"customers ({rows}): departments learn exactly who the customers are"
+
+
+def _row_keys(manifest: JobManifest) -> str:
+    limits = manifest.limits
+    if manifest.alignment == "voprf":
+        return f"VOPRF: {limits.row_keys:,} enterprises at most can be opened"
+    most = provable_number(limits.customers_max, manifest.cover.rows, manifest.alignment)
+    return (
+        f"set OPRF for {limits.customers_max:,} customers: a cheating bank could open "
+        f"{limits.row_keys:,} enterprises by any known way, provably at most {most:,}"
+    )
 
 
 def _warnings(

@@ -301,6 +301,7 @@ def _review_text(found: Review) -> str:
         f"  valid      {found.not_before} to {found.expires}",
         f"  registry   {found.registry}",
         f"  rows       {found.cover}",
+        f"  row keys   {found.row_keys}",
         "",
         "what is read",
         table(
