@@ -19,9 +19,11 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from clients import registries
+from clients.audit import AuditLog
 from clients.home import Home, explain
 from clients.sources import STAGING, Source, snapshot
 from clients.store import Store, StoredDataset
+from federation.audit import Action
 from federation.catalogue import CATALOGUE_USAGE, Dataset, Field, FieldType
 from federation.envelope import Envelope, sign
 from federation.errors import Conflict, UsageError
@@ -65,10 +67,19 @@ def refresh(
     return _read(home, store, name, source, now, before=before, as_of=as_of, region=None)
 
 
-def remove(home: Home, store: Store, name: str) -> None:
+def remove(home: Home, store: Store, name: str, now: datetime) -> None:
     """Forget a dataset with its snapshot; what it was asked before still counts."""
-    with _alone(home, store):
+    audit = AuditLog(home, store)
+    with _alone(home, store), audit.together(now):
+        stored = store.datasets.get(name)
         store.datasets.remove(name)
+        _log(audit, Action.DATA_REMOVED, stored, now)
+
+
+def _log(audit: AuditLog, action: Action, stored: StoredDataset, now: datetime) -> None:
+    """An entry on a snapshot; its name and digest, which could be guessed at, as a commitment."""
+    subject = f"dataset {stored.name} {stored.snapshot}".encode()
+    audit.append(action, stored.checked_against, now, subject=subject)
 
 
 def _read(
@@ -103,7 +114,10 @@ def _read(
             draft["region"] = region
         made.path.replace(folder / file)
         _flush_folder(folder)
-        store.datasets.put(stored, draft, replace=before is not None)
+        audit = AuditLog(home, store)
+        with audit.together(now):
+            store.datasets.put(stored, draft, replace=before is not None)
+            _log(audit, Action.DATA_REFRESHED if before else Action.DATA_ADDED, stored, now)
     return stored, made.notes
 
 
@@ -209,5 +223,8 @@ def sign_entry(home: Home, store: Store, name: str, now: datetime) -> Envelope:
     except ValidationError as error:
         raise UsageError(f"the entry of dataset {name}: {explain(error)}") from None
     envelope = sign(entry, home.key(CATALOGUE_USAGE))
-    store.entries.set_signed(name, envelope.to_json(), entry.digest(), now)
+    audit = AuditLog(home, store)
+    with audit.together(now):
+        store.entries.set_signed(name, envelope.to_json(), entry.digest(), now)
+        audit.append(Action.CATALOGUE_SIGNED, entry.digest(), now, actor=CATALOGUE_USAGE)
     return envelope

@@ -20,13 +20,16 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import rfc8785
 from numpy.typing import NDArray
 
 from clients import registries
+from clients.audit import AuditLog
 from clients.home import Home
 from clients.sources import OpenSnapshot
 from clients.store import Reservation, Store, StoredDataset
 from federation import fab as bundles
+from federation.audit import Action, Check, Result, exposure_scope
 from federation.catalogue import CATALOGUE_USAGE, Dataset, require_usable
 from federation.checks import ApprovedJob, check_job
 from federation.codes import Codes
@@ -74,6 +77,7 @@ class Gate:
         """exposure_limit: may tighten the default, never widen it."""
         self._home, self._store, self._now = home, store, now
         self._exposure_limit = min(exposure_limit, EXPOSURE_REFUSES)
+        self._audit = AuditLog(home, store)
 
     def admit(
         self,
@@ -89,13 +93,15 @@ class Gate:
         Raises Refused with a coarse code and no reason; nothing was opened or counted then. The
         same attempt may be admitted again, after a restart, and counts once.
         """
+        at = _At()
         try:
-            return self._admit(manifest, approvals, fab, run_config, attempt)
+            return self._admit(manifest, approvals, fab, run_config, attempt, at)
         except LianmoError as error:
             code = _code(error)
             job = hashlib.sha256(manifest.payload).hexdigest()
             extra = {"manifest": job, "attempt": attempt, "code": code.value}
             log.warning("job refused at the gate: %s", error, extra=extra)
+            self._log_refusal(job, attempt, at.check, error)
         todo = "the reason is in this organisation's own log"
         raise Refused("the job is refused at the gate", code=code, party=self._home.org, todo=todo)
 
@@ -125,7 +131,18 @@ class Gate:
         tokens = self._store.answers.tokens(manifest, attempt)
         if tokens:  # a department: what it asked of others was about its own columns as well
             tokens += self._store.spent.tokens(manifest, attempt)
-        self._store.exposure.close(manifest, attempt, tokens, self._now())
+        now = self._now()
+        with self._audit.together(now):
+            if self._store.exposure.close(manifest, attempt, tokens, now):
+                self._audit.append(
+                    Action.ATTEMPT_CLOSED,
+                    manifest,
+                    now,
+                    actor=Usage.RUN,
+                    job=manifest,
+                    attempt=attempt,
+                    amount=tokens,
+                )
 
     # --- the order of the checks ------------------------------------------------------------------
 
@@ -136,20 +153,32 @@ class Gate:
         fab: bytes,
         run_config: Mapping[str, object],
         attempt: int,
+        at: _At,
     ) -> Admission:
         trust, now, me = self._home.trust(), self._now(), self._home.org
+        self._audit.require_clock(now)
+        at.check = Check.APPROVALS
         words = self._all_words(manifest, approvals, trust, now)
         job = check_job(manifest, words, trust, now, me=me, package_sha256=package_sha256())
+        at.check = Check.BUNDLE
         bundles.require_same(job.manifest, fab, dict(run_config))
+        at.check = Check.DISCLOSURES
         require_declared(job.manifest)
+        at.check = Check.REGISTRY
         registry = registries.current(self._home, self._store)
         require_registry(job.manifest, registry)
         party = job.manifest.party(me)
         if party.role is Role.PLATFORM:
+            self._log_intent(job.digest, attempt, now)
             return Admission(job, attempt, party, registry, bytes(32))
+        at.check = Check.CATALOGUE
         dataset, entry = self._dataset(job.manifest, party, trust, now)
+        at.check = Check.SNAPSHOT
         source = OpenSnapshot(registries.data_folder(self._home) / dataset.file, dataset.snapshot)
-        salt = self._reserve(job, party, attempt, now)
+        at.check = Check.EXPOSURE
+        # With this the intent is on disk; only now can anything be read from the snapshot.
+        with self._audit.together(now):
+            salt = self._reserve(job, party, attempt, now)
         return Admission(job, attempt, party, registry, salt, _Opened(source, dataset, entry), self)
 
     def _all_words(
@@ -236,7 +265,41 @@ class Gate:
         if total > EXPOSURE_WARNS * manifest.limits.customers_min:
             extra = {"manifest": job.digest, "dataset": wanted.dataset, "tokens": total}
             log.warning("exposure above the warning level", extra=extra)
+        self._log_intent(job.digest, attempt, now, entered)
         return entered.salt
+
+    # --- the audit log ----------------------------------------------------------------------------
+
+    def _policy(self) -> str:
+        """Digest of what this gate decides by besides the manifest: release and own limits."""
+        rules = {"exposure_limit": str(self._exposure_limit), "package": package_sha256()}
+        return hashlib.sha256(rfc8785.dumps(rules)).hexdigest()
+
+    def _log_intent(
+        self, job: str, attempt: int, now: datetime, entered: Reservation | None = None
+    ) -> None:
+        counted: dict[str, Any] = {}
+        if entered is not None:
+            scope = exposure_scope(entered.bank, entered.dataset)
+            counted = {"scope": scope, "amount": entered.tokens}
+        self._audit.append(
+            Action.ATTEMPT,
+            job,
+            now,
+            actor=Usage.RUN,
+            outcome=Result.ADMITTED,
+            job=job,
+            attempt=attempt,
+            policy=self._policy(),
+            **counted,
+        )
+
+    def _log_refusal(self, job: str, attempt: int, check: Check, error: LianmoError) -> None:
+        try:
+            self._audit.refused(job, attempt, check, error, self._now(), self._policy())
+        except LianmoError as failed:  # refused it is in any case
+            extra = {"manifest": job, "attempt": attempt, "reason": str(failed)}
+            log.error("refusal not in the audit log", extra=extra)
 
     # --- the bank's customers ---------------------------------------------------------------------
 
@@ -321,6 +384,13 @@ def _code(error: LianmoError) -> RefusalCode:
     return (
         RefusalCode.CONSENT_INVALID if isinstance(error, IntegrityError) else RefusalCode.DECLINED
     )
+
+
+@dataclass(slots=True)
+class _At:
+    """The check that is being made."""
+
+    check: Check = Check.CLOCK
 
 
 # --- what an admitted job gets --------------------------------------------------------------------

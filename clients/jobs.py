@@ -13,12 +13,14 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from clients.audit import AuditLog
 from clients.coordinator_client import CoordinatorClient
 from clients.gate import Gate
 from clients.home import Home
 from clients.store import Datasets, Exposure, Jobs, Registries, Store
 from federation import drafts
 from federation.api import Event, JobDetail
+from federation.audit import Action
 from federation.catalogue import CATALOGUE_USAGE, Dataset
 from federation.checks import check_manifest
 from federation.envelope import Envelope, sign
@@ -115,8 +117,11 @@ def submit(
     )
     envelope = sign(manifest, home.key(Usage.PROPOSE))
     answer = client.submit(envelope)
-    _keep(store, envelope, manifest, now)
-    Jobs(store).set_decision(manifest.digest(), Decision.APPROVE.value)
+    audit, digest = AuditLog(home, store), manifest.digest()
+    with audit.together(now):
+        _keep(store, envelope, manifest, now)
+        Jobs(store).set_decision(digest, Decision.APPROVE.value)
+        audit.append(Action.JOB_PROPOSED, digest, now, actor=Usage.PROPOSE, job=digest)
     return answer
 
 
@@ -219,9 +224,12 @@ def decide(
         nonce=secrets.token_hex(16),
     )
     envelope = sign(approval, home.key(Usage.APPROVE))
-    _keep(store, signed, manifest, now)
-    Jobs(store).put_approval(approval.digest(), digest, home.org, envelope.to_json(), now)
-    Jobs(store).set_decision(digest, decision.value)
+    audit = AuditLog(home, store)
+    with audit.together(now):
+        _keep(store, signed, manifest, now)
+        Jobs(store).put_approval(approval.digest(), digest, home.org, envelope.to_json(), now)
+        Jobs(store).set_decision(digest, decision.value)
+        audit.decided(approval, now)
     try:
         client.approve(job, envelope)
     except LianmoError as error:

@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any
 
 from clients import kernels
+from clients.audit import AuditLog
 from clients.coordinator_client import CoordinatorClient, platform_of
 from clients.gate import Gate
 from clients.home import Home
@@ -82,6 +83,8 @@ def serve(
         _linked(relay_client(home)) as relay,
         ThreadPoolExecutor(home.config.threads or os.cpu_count() or 1, "work") as executor,
     ):
+        audit = AuditLog(home, store)
+        audit.require_sound(_now())
         _on_signals(stopped.set)
         node_id = _register(home, client, stopped)
         if node_id is None:
@@ -93,6 +96,7 @@ def serve(
             relay=relay,
             coordinator=client,
             books=Books(store.spent, store.answers, store.replies, store.attempts),
+            audit=audit,
             now=_now,
             executor=executor,
         )

@@ -33,6 +33,7 @@ from clients.home import Home
 from federation import fab as fabs
 from federation import keyring
 from federation.api import TRAIN_HOLD_S, JobStatus, ProgressBody, TrainOrder, TrainReply
+from federation.audit import Check
 from federation.channel import Channel, Transport
 from federation.checks import ApprovedJob
 from federation.envelope import Envelope, sign
@@ -126,6 +127,18 @@ class Gate(Protocol):
         """The attempt is over: it counts with what it used."""
 
 
+class Audit(Protocol):
+    """This node's log of what it did (clients/audit.py)."""
+
+    def refused(
+        self, manifest: str, attempt: int, check: Check, error: LianmoError, now: datetime
+    ) -> object:
+        """An order that did not come as far as the gate."""
+
+    def ran(self, record: Envelope, now: datetime) -> bytes:
+        """An attempt's signed record; returns the receipt's file."""
+
+
 @dataclass(frozen=True, slots=True)
 class Books:
     """What a party must remember whatever crashes (clients/store.py); see `Party`."""
@@ -164,12 +177,14 @@ class Runner:
         relay: Relay,
         coordinator: Coordinator,
         books: Books,
+        audit: Audit,
         now: Callable[[], datetime],
         executor: Executor | None = None,
         hold_s: float = TRAIN_HOLD_S,
     ) -> None:
         self._home, self._gate, self._program = home, gate, program
         self._relay, self._coordinator, self._books = relay, coordinator, books
+        self._audit = audit
         self._now, self._executor, self._hold_s = now, executor, hold_s
         self._lock = threading.Lock()
         self._attempts: dict[tuple[str, int], _Attempt] = {}
@@ -179,6 +194,8 @@ class Runner:
         try:
             manifest = order.manifest.unverified(JobManifest)
         except LianmoError as error:
+            digest_ = sha256_hex(order.manifest.payload)
+            self._audit.refused(digest_, order.attempt, Check.ORDER, error, self._now())
             return self._refusal("unknown", order.attempt, error)
         key = manifest.digest(), order.attempt
         with self._lock:
@@ -231,7 +248,9 @@ class Runner:
         """Ask the gate, then start the attempt in a thread of its own."""
         if not 1 <= order.attempt <= ATTEMPTS_MAX:
             what = f"attempt {order.attempt} of {ATTEMPTS_MAX} that this node allows"
-            raise Refused(what, party=self._home.org, todo="make a new manifest")
+            refusal = Refused(what, party=self._home.org, todo="make a new manifest")
+            self._audit.refused(key[0], order.attempt, Check.ORDER, refusal, self._now())
+            raise refusal
         # Before anything is counted: an old attempt must not be able to use up the exposure.
         newer = range(order.attempt + 1, ATTEMPTS_MAX + 1)
         if any((key[0], n) in self._attempts or self._was_begun(manifest, n) for n in newer):
@@ -348,6 +367,9 @@ class Runner:
             job.keep(outcome)
         record = sign(job.record(state, outcome, began, self._now()), self._home.key(Usage.RUN))
         _write(job.folder / "record.json", record.to_json())
+        receipt = self._audit.ran(record, self._now())
+        for folder in (job.folder, job.folder.parent):  # the job's newest one stands above
+            _write(folder / "receipt.json", receipt)
         stage = "" if state == "succeeded" else job.stage
         reply = TrainReply.model_validate(
             {"state": state, "stage": stage, "reference": reference, "record": record}

@@ -306,6 +306,15 @@ class Store:
         """Give the connections back."""
         self._engine.dispose()
 
+    def forget_journal(self) -> None:
+        """SQLite: no copy of what was deleted stays in the write-ahead log."""
+        if self._engine.dialect.name == "sqlite":
+            connection = self._engine.raw_connection()
+            try:
+                connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                connection.close()
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """One transaction for all that this thread reads and writes in the block: all or nothing.

@@ -264,18 +264,19 @@ class LogState:
 
 
 def log_key(card: Card, key_id: str, made: datetime) -> Ed25519PublicKey:
-    """A log key of this card that was in force at that time.
+    """A log key of this card that had not ended when an entry was made.
 
     A key revoked later still verifies what it signed before: otherwise a rotation would void all
-    receipts. Raises IntegrityError for another key, Refused for one that was not in force.
+    receipts. A newer key may sign an older entry again. Raises IntegrityError for another key,
+    Refused for one that had ended.
     """
     record = next((key for key in card.keys if key.key_id == key_id), None)
     if record is None or record.usage is not Usage.LOG:
         what = "signed with a key that is not a log key of its organisation's card"
         raise IntegrityError(what, party=card.org, todo="ask them for a newer card")
     ended = record.since is not None and made >= utc_time(record.since)
-    if ended or not utc_time(record.not_before) <= made < utc_time(record.not_after):
-        raise Refused("the log key was not in force when the entry was made", party=card.org)
+    if ended or made >= utc_time(record.not_after):
+        raise Refused("the log key had ended when the entry was made", party=card.org)
     return public_key(record)
 
 

@@ -147,7 +147,7 @@ def remove(name: DatasetName, as_json: JsonFlag = False) -> None:
 
     home = open_home()
     with opened(home.database_url) as store:
-        datasets.remove(home, store, name)
+        datasets.remove(home, store, name, datetime.now(UTC))
     emit({"removed": name}, as_json, f"{name} is removed")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,6 +58,8 @@ def trust(
     as_json: JsonFlag = False,
 ) -> None:
     """Trust an organisation's card after comparing its fingerprint."""
+    from clients.audit import AuditLog
+    from clients.store import opened
     from federation.trust import verify_card
 
     home = open_home()
@@ -65,7 +68,9 @@ def trust(
     told = _told(fingerprint or [], cards)
     for found in cards:  # all are looked at before one is trusted
         _compare(found, told.get(found.org), known=found.org in home.trust(), yes=yes)
-    trusted = [home.trust_card(envelope) for envelope in envelopes]
+    with opened(home.database_url) as store:
+        log, now = AuditLog(home, store), datetime.now(UTC)
+        trusted = [log.trust_card(envelope, now) for envelope in envelopes]
     rows = [_row(card, home.org) for card in trusted]
     names = ", ".join(card.org for card in trusted)
     verb = "is" if len(trusted) == 1 else "are"

@@ -424,7 +424,7 @@ def test_an_approval_that_ran_out_gives_way_to_a_newer_one(world: World) -> None
 
 def test_a_running_job_keeps_its_data_when_the_dataset_is_removed(world: World) -> None:
     admission = world.admit(world.tax)
-    datasets.remove(world.tax.home, world.tax.store, "payments")
+    datasets.remove(world.tax.home, world.tax.store, "payments", NOW)
     assert not list((world.tax.home.path / "data").glob("*.parquet"))
     assert admission.department_data().rows == ROWS
     assert len(admission.snapshot_digest) == 64

@@ -18,10 +18,11 @@ from clients.home import Home
 from clients.runner import ATTEMPTS_MAX, Admission, Books, Outcome, Runner, pair_seeds
 from federation import fab
 from federation.api import JobStatus, ProgressAnswer, ProgressBody, TrainOrder, TrainReply
+from federation.audit import Check
 from federation.channel import QueueTransport, Transport
 from federation.checks import ApprovedJob, check_job
 from federation.envelope import Envelope, sign
-from federation.errors import PartyLost, RefusalCode, Refused
+from federation.errors import LianmoError, PartyLost, RefusalCode, Refused
 from federation.objects import JobManifest, RunRecord, Usage, utc_text
 from federation.package import package_sha256
 from federation.tasks.party import Party
@@ -106,6 +107,23 @@ class Board:
         return ProgressAnswer(status=self.status)
 
 
+@dataclass
+class Entries:
+    """In place of the audit log: what it was told."""
+
+    refusals: list[tuple[int, Check]] = field(default_factory=list)
+    records: list[Envelope] = field(default_factory=list)
+
+    def refused(
+        self, manifest: str, attempt: int, check: Check, error: LianmoError, now: datetime
+    ) -> None:
+        self.refusals.append((attempt, check))
+
+    def ran(self, record: Envelope, now: datetime) -> bytes:
+        self.records.append(record)
+        return b"receipt"
+
+
 class City:
     def __init__(self, folder: Path) -> None:
         self.homes = {
@@ -117,6 +135,7 @@ class City:
                 if home is not other:
                     home.trust_card(other.card())
         self.queues, self.board = Queues(), Board()
+        self.audits = {org: Entries() for org in self.homes}
         self.gates = {org: CheckingGate(home) for org, home in self.homes.items()}
         self.program: Callable[[Party, Admission], Outcome] = lambda party, _: Outcome(b"{}")
         self.runs = 0
@@ -135,6 +154,7 @@ class City:
             books=Books(
                 MemorySpentBook(), MemoryAnswerBook(), MemoryReplyBook(), MemoryAttemptBook()
             ),
+            audit=self.audits[org],
             now=lambda: datetime.now(UTC),
             **({"hold_s": 5.0} | options),
         )
@@ -188,6 +208,9 @@ def test_an_order_is_run_once_and_its_last_word_is_kept(city: City) -> None:
     assert (found.org, found.attempt, found.outcome) == (TAX, 1, "succeeded")
     assert found.output is not None
     assert city.gates[TAX].closed == [1]
+    assert city.audits[TAX].records == [first.record]
+    receipts = list(city.homes[TAX].path.rglob("receipt.json"))
+    assert [file.read_bytes() for file in receipts] == [b"receipt"] * 2  # the attempt's, the job's
 
 
 def test_a_long_run_is_answered_with_running_until_it_ends(city: City) -> None:
@@ -248,6 +271,9 @@ def test_an_order_that_differs_from_what_was_approved_runs_nothing(city: City, w
     )
     assert (city.runs, city.gates[TAX].admitted) == (0, [])
     assert not list(city.homes[TAX].path.rglob("seed"))
+    # what comes as far as the gate is for the gate to enter
+    wanted = [(ATTEMPTS_MAX + 1, Check.ORDER)] if what == "attempt" else []
+    assert city.audits[TAX].refusals == wanted
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,558 @@
+"""This node's audit log: a tree that its log key signs (GOVERNANCE.md, The audit log).
+
+Each entry is on disk, under a signed checkpoint, when `append` returns; the newest checkpoint is in
+the file `log/audit.checkpoint` too, so that a database which lost its end is found out.
+
+    together    a change of state and its entry: both in one transaction, or neither
+    verify      tree, chain, checkpoints; then the state that follows from the entries, against the
+                tables. The node does so at its start and does not serve if they differ
+    receipt     proof of one entry for others; `uncosigned`, since there are no witnesses yet
+
+Who holds database, files and log key can still write another history as a whole. That shows when it
+meets a receipt or checkpoint that somebody else kept: `require_holds`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from sqlalchemy import delete, func, select
+from sqlalchemy.exc import OperationalError
+
+from clients.home import Home
+from clients.store import AuditRow, AuditSaltRow, CheckpointRow, Store
+from federation.audit import (
+    ACTION_OF_DECISION,
+    SALT_BYTES,
+    Action,
+    AuditEntry,
+    Check,
+    Counted,
+    LogState,
+    Reason,
+    Receipt,
+    Result,
+    commit,
+    exposure_scope,
+    first_hash,
+    log_origin,
+    public_key,
+    require_chain,
+)
+from federation.envelope import Envelope
+from federation.errors import (
+    IntegrityError,
+    LianmoError,
+    NotFound,
+    RefusalCode,
+    Refused,
+    Unavailable,
+    UsageError,
+)
+from federation.keyring import SECRET_MODE, write
+from federation.objects import Approval, Card, Decision, RunRecord, Usage, utc_text, utc_time
+from federation.trust import CLOCK_SKEW
+from protocols import merkle
+from protocols.errors import ProtocolError
+
+CHECKPOINT_FILE = "audit.checkpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What `verify` found; good if there are no problems."""
+
+    origin: str
+    entries: int
+    root: str
+    erased: int  # commitments whose salt is gone
+    problems: tuple[str, ...]
+
+
+class AuditLog:
+    """The log of one home; several may be open, in this process and in others."""
+
+    def __init__(self, home: Home, store: Store) -> None:
+        self._home, self._store = home, store
+        self._file = home.log / CHECKPOINT_FILE
+        self._tree = merkle.Tree()  # of the committed entries, as far as this object has read
+
+    @property
+    def origin(self) -> str:
+        """The log's name in checkpoints."""
+        return log_origin(self._home.own())
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    @contextmanager
+    def together(self, now: datetime) -> Iterator[None]:
+        """Everything that is stored and appended in the block, or nothing of it.
+
+        Raises Unavailable if the database cannot be written, IntegrityError if the log is not what
+        its checkpoint says.
+        """
+        if self._store.is_together:
+            yield
+            return
+        with self._alone():
+            try:
+                with self._store.together():
+                    self._read_on()
+                    self._require_file(self._tree)
+                    self._begin(now)
+                    yield
+                    note = self._seal()
+            except OperationalError as error:
+                self._tree = merkle.Tree()
+                todo = "see that its disk has room; `lianmo doctor` says more"
+                raise Unavailable("the database cannot be written", todo=todo) from error
+            except BaseException:
+                self._tree = merkle.Tree()  # it may hold hashes of what was rolled back
+                raise
+            if note is not None:
+                self._write(note)
+
+    def append(
+        self,
+        action: Action,
+        digest: str,
+        now: datetime,
+        *,
+        actor: Usage = Usage.LOG,
+        outcome: Result = Result.DONE,
+        check: Check | None = None,
+        reason: Reason | None = None,
+        job: str | None = None,
+        attempt: int | None = None,
+        scope: str | None = None,
+        amount: int | None = None,
+        policy: str | None = None,
+        subject: bytes | None = None,
+    ) -> AuditEntry:
+        """Add an entry, on disk and under a signed checkpoint when the outermost block ends.
+
+        subject: whom or what it is about; only a commitment enters the log, its salt stays apart.
+        """
+        with self.together(now):
+            before, salt = self._last(), secrets.token_bytes(SALT_BYTES)
+            entry = AuditEntry(
+                seq=0 if before is None else before.seq + 1,
+                time=_not_before(now, before),
+                tick=max(_milliseconds(now), before.tick + 1 if before is not None else 0),
+                actor=self._home.own().of_usage(actor)[-1].key_id,
+                action=action,
+                object=digest,
+                outcome=outcome,
+                check=check,
+                reason=reason,
+                job=job,
+                attempt=attempt,
+                scope=scope,
+                amount=amount,
+                policy=policy,
+                subject=None if subject is None else commit(salt, subject),
+                prev_hash=first_hash(self.origin) if before is None else _leaf_hash(before).hex(),
+            )
+            with self._store.writing(AuditRow, AuditSaltRow, CheckpointRow) as session:
+                row = AuditRow(seq=entry.seq, leaf=entry.payload(), hash=_leaf_hash(entry))
+                session.add(row)
+                if subject is not None:
+                    session.flush()
+                    session.add(AuditSaltRow(seq=entry.seq, salt=salt, subject=subject))
+            return entry
+
+    def decided(self, approval: Approval, now: datetime) -> AuditEntry:
+        """This organisation's word on a job."""
+        return self.append(
+            ACTION_OF_DECISION[approval.decision],
+            approval.digest(),
+            now,
+            actor=Usage.APPROVE,
+            reason=None if approval.code is None else Reason.of_code(approval.code),
+            job=approval.manifest,
+        )
+
+    def refused(
+        self,
+        manifest: str,
+        attempt: int,
+        check: Check,
+        error: LianmoError,
+        now: datetime,
+        policy: str | None = None,
+    ) -> AuditEntry:
+        """An attempt that this node did not let in, with the precise code."""
+        return self.append(
+            Action.ATTEMPT,
+            manifest,
+            now,
+            actor=Usage.RUN,
+            outcome=Result.REFUSED,
+            check=check,
+            reason=Reason.of(error),
+            job=manifest,
+            attempt=attempt,
+            policy=policy,
+        )
+
+    def ran(self, record: Envelope, now: datetime) -> bytes:
+        """The signed record of an attempt that ended; returns the receipt's file."""
+        told = record.unverified(RunRecord)
+        outcome = {"succeeded": Result.SUCCEEDED, "stopped": Result.STOPPED}.get(told.outcome)
+        entry = self.append(
+            Action.RUN_RECORDED,
+            told.digest(),
+            now,
+            actor=Usage.RUN,
+            outcome=outcome or Result.FAILED,
+            job=told.manifest,
+            attempt=told.attempt,
+        )
+        return self.receipt(entry.seq).to_json()
+
+    def trust_card(self, envelope: Envelope, now: datetime) -> Card:
+        """Trust a card (`Home.trust_card`); one that was trusted already makes no entry."""
+        found, known = envelope.unverified(Card), self._home.trust()
+        if found.org in known and known.card(found.org) == found:
+            return self._home.trust_card(envelope)
+        with self.together(now):
+            self.append(Action.CARD_TRUSTED, found.digest(), now)
+            return self._home.trust_card(envelope)
+
+    def require_clock(self, now: datetime) -> None:
+        """Raises Refused if the clock is behind the last entry: times would be worth nothing."""
+        with self._reading():
+            last = self._last()
+        if last is not None and now < utc_time(last.time) - CLOCK_SKEW:
+            todo = "set the clock; `lianmo doctor` compares it with the coordinator's"
+            what = f"the clock is behind the audit log's last entry of {last.time}"
+            raise Refused(what, code=RefusalCode.UNFULFILLABLE, todo=todo)
+
+    def erase_salts(self, seqs: Sequence[int], now: datetime) -> int:
+        """Forget for good whom these entries are about; the tree verifies as before.
+
+        The file of a SQLite database holds no copy any more; PostgreSQL keeps one until its next
+        VACUUM, and backups are the operator's. Returns how many there were.
+        """
+        with self.together(now):
+            with self._store.writing(AuditSaltRow) as session:
+                found = session.scalars(
+                    select(AuditSaltRow.seq).where(AuditSaltRow.seq.in_(list(seqs)))
+                ).all()
+                if session.get_bind().dialect.name == "sqlite":
+                    session.connection().exec_driver_sql("PRAGMA secure_delete = ON")
+                session.execute(delete(AuditSaltRow).where(AuditSaltRow.seq.in_(found)))
+            for seq in sorted(found):
+                self.append(Action.SALT_ERASED, _leaf_hash(self.entry(seq)).hex(), now, amount=seq)
+        self._store.forget_journal()
+        return len(found)
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    def entries(self) -> list[AuditEntry]:
+        """All entries, the first first; raises IntegrityError for one that is none."""
+        with self._reading(), self._store.reading() as session:
+            leaves = session.scalars(select(AuditRow.leaf).order_by(AuditRow.seq)).all()
+        return [AuditEntry.from_leaf(leaf) for leaf in leaves]
+
+    def entry(self, seq: int) -> AuditEntry:
+        """One entry; NotFound if there is none."""
+        with self._reading(), self._store.reading() as session:
+            leaf = session.scalar(select(AuditRow.leaf).where(AuditRow.seq == seq))
+        if leaf is None:
+            raise NotFound(
+                f"the audit log has no entry {seq}", todo="`lianmo audit show` lists all"
+            )
+        return AuditEntry.from_leaf(leaf)
+
+    def subjects(self) -> dict[int, bytes]:
+        """Whom or what entries are about, as far as their salts are still here."""
+        with self._reading(), self._store.reading() as session:
+            return {row.seq: row.subject for row in session.scalars(select(AuditSaltRow))}
+
+    def checkpoint(self) -> merkle.SignedCheckpoint:
+        """The newest signed checkpoint; NotFound before the first entry."""
+        with self._reading(), self._store.reading() as session:
+            note = session.scalar(select(CheckpointRow.note).order_by(CheckpointRow.size.desc()))
+        if note is None:
+            raise NotFound("the audit log has no entry yet")
+        return merkle.SignedCheckpoint.from_text(note)
+
+    def receipt(self, seq: int) -> Receipt:
+        """Proof of one entry under the newest checkpoint."""
+        entry = self.entry(seq)
+        with self._alone():
+            self._read_on()
+            self._require_file(self._tree)
+            signed = self.checkpoint()
+            size = signed.checkpoint.size
+            proof = merkle.Receipt(seq, tuple(self._tree.inclusion_proof(seq, size)), signed)
+        return Receipt.of(self._home.own(), self._key_id(signed), entry.payload(), proof)
+
+    def require_holds(self, receipt: Receipt) -> None:
+        """This log goes on from the one that a receipt of ours shows, or IntegrityError.
+
+        The receipt's own signature is for `federation.audit.verify_receipt`.
+        """
+        point = receipt.tlog_proof().signed.checkpoint
+        if point.origin != self.origin:
+            raise UsageError("the receipt is of another log")
+        tree = merkle.Tree([_leaf_hash(entry) for entry in self.entries()])
+        if _not_of(tree, point, "the receipt"):
+            todo = "two histories of this log are signed: keep the receipt and call the auditor"
+            raise IntegrityError("this log is not the one that the receipt shows", todo=todo)
+
+    # --- verification -----------------------------------------------------------------------------
+
+    def verify(self) -> Verification:
+        """Check the whole log against its checkpoints, and the node's tables against the log."""
+        with self._alone(), self._reading(), self._store.reading() as session:
+            rows = session.scalars(select(AuditRow).order_by(AuditRow.seq)).all()
+            notes = session.scalars(select(CheckpointRow).order_by(CheckpointRow.size)).all()
+            salts = session.scalars(select(AuditSaltRow)).all()
+            tree = merkle.Tree([merkle.leaf_hash(row.leaf) for row in rows])
+            problems: list[str] = []
+            problems += self._wrong_checkpoints(tree, [row.note for row in notes])
+            entries: list[AuditEntry] = []
+            try:
+                entries = [AuditEntry.from_leaf(row.leaf) for row in rows]
+                pairs = zip(entries, (row.leaf for row in rows), strict=True)
+                require_chain(pairs, self.origin)
+            except IntegrityError as error:
+                problems.append(error.what)
+            problems += [
+                f"row {row.seq} holds another entry or hash than its place says"
+                for place, row in enumerate(rows)
+                if row.seq != place or row.hash != merkle.leaf_hash(row.leaf)
+            ]
+            problems += _wrong_salts(entries, salts)
+            if rows and not problems:
+                problems += self._wrong_state(LogState.of(entries))
+        erased = sum(entry.subject is not None for entry in entries) - len(salts)
+        root = tree.root().hex()
+        return Verification(self.origin, len(rows), root, max(erased, 0), tuple(problems))
+
+    def require_sound(self, now: datetime) -> None:
+        """Raises IntegrityError if `verify` finds a problem; begins a log that is not there yet."""
+        with self.together(now):
+            pass
+        if problems := self.verify().problems:
+            todo = "`lianmo audit verify` shows all; restore database and log/ from one backup"
+            raise IntegrityError(f"the audit log: {problems[0]}", party=self._home.org, todo=todo)
+
+    def _wrong_checkpoints(self, tree: merkle.Tree, notes: Sequence[str]) -> list[str]:
+        problems = []
+        last = 0
+        for note in notes:
+            try:
+                point = merkle.SignedCheckpoint.from_text(note).checkpoint
+            except ProtocolError:
+                problems.append("a checkpoint in the database is not well formed")
+                continue
+            problems += _not_of(tree, point, "a checkpoint in the database")
+            last = point.size
+        if notes:
+            problems += self._not_signed(notes[-1], "the newest checkpoint in the database")
+        if last != len(tree):
+            what = f"{len(tree)} entries, the newest checkpoint in the database signs {last}"
+            problems.append(what)
+        try:
+            self._require_file(tree)
+        except IntegrityError as error:
+            problems.append(error.what)
+        return problems
+
+    def _not_signed(self, note: str, where: str) -> list[str]:
+        try:
+            signed = merkle.SignedCheckpoint.from_text(note)
+            self._key_id(signed)
+        except (ProtocolError, IntegrityError):
+            return [f"{where} is not signed by this organisation's log key"]
+        return []
+
+    def _wrong_state(self, state: LogState) -> list[str]:
+        """Where the tables say something else than the log."""
+        problems = []
+        there = {(item.manifest, item.attempt): item for item in self._store.exposure.all()}
+        for key in sorted(there.keys() | state.exposure.keys()):
+            row, told = there.get(key), state.exposure.get(key)
+            found = None
+            if row is not None:
+                scope = exposure_scope(row.bank, row.dataset)
+                found = Counted(scope, row.tokens, row.is_closed)
+            if found != told:
+                where = f"job {key[0][:12]}, attempt {key[1]}"
+                said = f"{_tokens(found)} in the database, {_tokens(told)} in the log"
+                problems.append(f"exposure of {where}: {said}")
+        words = {job.manifest: job.decision for job in self._store.jobs.all() if job.decision}
+        for manifest in sorted(words.keys() | state.decisions.keys()):
+            if words.get(manifest) != state.decisions.get(manifest):
+                said = f"{words.get(manifest)} in the database, {state.decisions.get(manifest)}"
+                problems.append(f"decision on job {manifest[:12]}: {said} in the log")
+        return problems
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other writer, thread or process, between a commit and its checkpoint's file."""
+        if self._store.is_together:
+            raise RuntimeError("the lock of the audit log is held by this very thread")
+        handle = os.open(self._home.log / ".audit.lock", os.O_RDWR | os.O_CREAT, SECRET_MODE)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)  # and with it the lock
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except OperationalError as error:
+            raise Unavailable("the database cannot be read", todo="see `lianmo doctor`") from error
+
+    def _last(self) -> AuditEntry | None:
+        with self._store.reading() as session:
+            leaf = session.scalar(select(AuditRow.leaf).order_by(AuditRow.seq.desc()).limit(1))
+        return None if leaf is None else AuditEntry.from_leaf(leaf)
+
+    def _read_on(self) -> None:
+        """Add to the tree what was appended since."""
+        with self._store.reading() as session:
+            query = select(AuditRow.leaf).where(AuditRow.seq >= len(self._tree))
+            for leaf in session.scalars(query.order_by(AuditRow.seq)):
+                self._tree.append(leaf)
+
+    def _require_file(self, tree: merkle.Tree) -> None:
+        """The log begins with what the file's checkpoint signs, or IntegrityError.
+
+        So nothing is ever signed on top of a log that is not the one that was signed before.
+        """
+        where = f"log/{CHECKPOINT_FILE}"
+        note = self._read_file()
+        if note is None:
+            wrong = [f"{where} is gone"] if len(tree) else []
+        else:
+            wrong = self._not_signed(note, where) or _not_of(
+                tree, merkle.SignedCheckpoint.from_text(note).checkpoint, where
+            )
+        if wrong:
+            todo = "`lianmo audit verify` shows all; restore database and log/ from one backup"
+            raise IntegrityError(wrong[0], party=self._home.org, todo=todo)
+
+    def _begin(self, now: datetime) -> None:
+        """The first entry, and what the tables knew before there was a log."""
+        with self._store.reading() as session:
+            if session.scalar(select(func.count()).select_from(AuditRow)):
+                return
+        # Before the first entry: from now on a missing file means that somebody took it away.
+        self._write(self._sign(merkle.Checkpoint(self.origin, 0, merkle.EMPTY_ROOT)))
+        self.append(Action.LOG_BEGUN, self._home.own().digest(), now)
+        for item in self._store.exposure.all():
+            scope = exposure_scope(item.bank, item.dataset)
+            actions = (Action.ATTEMPT, Action.ATTEMPT_CLOSED)
+            for action in actions if item.is_closed else actions[:1]:
+                self.append(
+                    action,
+                    item.manifest,
+                    now,
+                    outcome=Result.CARRIED,
+                    job=item.manifest,
+                    attempt=item.attempt,
+                    scope=scope,
+                    amount=item.tokens,
+                )
+        for job in self._store.jobs.all():
+            if job.decision is not None:
+                action = ACTION_OF_DECISION[Decision(job.decision)]
+                self.append(action, job.manifest, now, outcome=Result.CARRIED, job=job.manifest)
+
+    def _seal(self) -> str | None:
+        """Sign what was appended; None if nothing was."""
+        before = len(self._tree)
+        self._read_on()
+        if (size := len(self._tree)) == before:
+            return None
+        note = self._sign(merkle.Checkpoint(self.origin, size, self._tree.root()))
+        with self._store.writing(CheckpointRow) as session:
+            session.add(CheckpointRow(size=size, note=note))
+        return note
+
+    def _sign(self, checkpoint: merkle.Checkpoint) -> str:
+        key = self._home.key(Usage.LOG).secret
+        if not isinstance(key, Ed25519PrivateKey):
+            raise TypeError("a log key is an Ed25519 key")
+        return merkle.sign_checkpoint(checkpoint, key).to_text()
+
+    def _key_id(self, signed: merkle.SignedCheckpoint) -> str:
+        """Which of this organisation's log keys signed; IntegrityError if none did."""
+        for record in self._home.own().keys:
+            if record.usage is Usage.LOG:
+                try:
+                    merkle.verify_checkpoint(signed, self.origin, public_key(record))
+                except ProtocolError:
+                    continue
+                return record.key_id
+        raise IntegrityError("the checkpoint is not signed by this organisation's log key")
+
+    def _read_file(self) -> str | None:
+        try:
+            return self._file.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+
+    def _write(self, note: str) -> None:
+        try:
+            write(self._file, note.encode(), SECRET_MODE)
+        except OSError as error:
+            reason = (error.strerror or "error").lower()
+            what = f"log/{CHECKPOINT_FILE} cannot be written: {reason}"
+            raise Unavailable(what, todo="see that the disk has room") from None
+
+
+# --- helpers --------------------------------------------------------------------------------------
+
+
+def _leaf_hash(entry: AuditEntry) -> bytes:
+    return merkle.leaf_hash(entry.payload())
+
+
+def _milliseconds(now: datetime) -> int:
+    return int(now.timestamp() * 1000)
+
+
+def _not_before(now: datetime, before: AuditEntry | None) -> str:
+    """A clock that was set back does not date an entry before the one that it follows."""
+    text = utc_text(now)
+    return text if before is None else max(text, before.time)
+
+
+def _not_of(tree: merkle.Tree, point: merkle.Checkpoint, where: str) -> list[str]:
+    if point.size > len(tree):
+        return [f"{where} signs {point.size} entries, there are {len(tree)}"]
+    if tree.root(point.size) != point.root:
+        return [f"{where} signs other entries than the first {point.size} there are"]
+    return []
+
+
+def _wrong_salts(entries: Sequence[AuditEntry], salts: Sequence[AuditSaltRow]) -> list[str]:
+    by_seq = {entry.seq: entry for entry in entries}
+    return [
+        f"the salt or subject of entry {row.seq} does not open its commitment"
+        for row in salts
+        if row.seq not in by_seq or by_seq[row.seq].subject != commit(row.salt, row.subject)
+    ]
+
+
+def _tokens(item: Counted | None) -> str:
+    if item is None:
+        return "nothing"
+    return f"{item.tokens} tokens, {'closed' if item.is_closed else 'open'}"
