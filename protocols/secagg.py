@@ -842,8 +842,9 @@ def _add_stream(total: Words, key: bytes, minus: bool = False) -> None:
     Little-endian words; the counter starts at 0 (10).
     """
     cipher = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
-    buffer = bytearray(PIECE + 16)
-    words = np.frombuffer(buffer, total.dtype.newbyteorder("<"), PIECE // total.itemsize)
+    size = min(PIECE, total.nbytes)
+    buffer = bytearray(size + 16)
+    words = np.frombuffer(buffer, total.dtype.newbyteorder("<"), size // total.itemsize)
     for start in range(0, len(total), len(words)):
         part = total[start : start + len(words)]
         cipher.update_into(memoryview(_ZEROS)[: part.nbytes], buffer)
