@@ -28,6 +28,7 @@ from federation.objects import (
 )
 from federation.tables import BankData, DepartmentData
 from federation.tasks import registry, row_keys, scorecard
+from federation.tasks.checkpoints import CheckpointBook
 from federation.tasks.model import DepartmentPart, ScorecardResult
 from federation.tasks.party import Party, Progress
 from protocols.books import MemoryAnswerBook, MemorySpentBook
@@ -168,6 +169,7 @@ def local_party(
     attempt: int = 0,
     executor: Executor | None = None,
     report: Callable[[str, Progress], None] = lambda org, progress: None,
+    checkpoints: CheckpointBook | None = None,
 ) -> Party:
     """One party of a local run, with books in memory."""
     between = manifest.departments if org != manifest.bank else ()
@@ -185,6 +187,7 @@ def local_party(
         answers=MemoryAnswerBook(),
         reply_book=MemoryReplyBook(),
         attempt_book=MemoryAttemptBook(),
+        checkpoints=checkpoints,
         executor=executor,
         report=partial(report, org),
     )

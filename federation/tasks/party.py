@@ -16,6 +16,7 @@ from federation.channel import Channel
 from federation.errors import IntegrityError
 from federation.ledger import Ledger
 from federation.objects import JobManifest
+from federation.tasks.checkpoints import CheckpointBook
 from protocols.books import AnswerBook, SpentBook
 from protocols.errors import ProtocolError
 from protocols.row_key_books import AttemptBook, ReplyBook
@@ -49,6 +50,7 @@ class Party:
     # Of score rounding: this organisation's for ever, over jobs and attempts, else repeats average
     # the rounding away. Empty: of this attempt alone, for parties that live no longer.
     rounding: bytes = field(default=b"", repr=False)
+    checkpoints: CheckpointBook | None = field(default=None, repr=False)  # of a task that keeps any
     executor: Executor | None = field(default=None, repr=False)
     report: Callable[[Progress], None] = lambda progress: None
     check: Callable[[], None] = lambda: None  # raises when the job was stopped or withdrawn

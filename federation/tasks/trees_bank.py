@@ -26,17 +26,18 @@ from numpy.typing import NDArray
 from federation.errors import UsageError
 from federation.ledger import What
 from federation.tables import BankData
+from federation.tasks import trees_checkpoints as checkpoints
 from federation.tasks import vertical
 from federation.tasks.agreement import agree
 from federation.tasks.messages import Finished
 from federation.tasks.party import Party
 from federation.tasks.trees_columns import Columns
 from federation.tasks.trees_department import BINS, Sealing
-from federation.tasks.trees_fit import Fitted, Step, boost, validation_part
+from federation.tasks.trees_fit import Fitted, Tree, boost, validation_part
 from federation.tasks.trees_grow import Bools, Feature, Gradients, Integers, Node, Split
-from federation.tasks.trees_messages import NextTree, Thresholds
+from federation.tasks.trees_messages import NextTree, StartAt, Thresholds
 from federation.tasks.trees_model import TreesModel, TreesResult, feature_of, part_digest
-from federation.tasks.trees_plan import THRESHOLD_BITS, plan_of
+from federation.tasks.trees_plan import COUNT_QUERIES, THRESHOLD_BITS, plan_of
 from protocols import labels, sealed
 from protocols.errors import ProtocolError
 from protocols.linear_query import Answer, Layout
@@ -67,9 +68,13 @@ class _Bank:
         self.party, self.data, self.plan = party, data, plan_of(manifest)
         self.parameters, self.departments = manifest.trees, manifest.departments
         vertical.require_usable(party, data)
-        self.test = vertical.hold_out(party, data, float(self.parameters.hold_out))
-        share = float(self.parameters.validation)
-        self.validation = validation_part(~self.test, share, self._draw)
+        self.before = self._load()
+        if self.before is None:
+            self.test = vertical.hold_out(party, data, float(self.parameters.hold_out))
+            share = float(self.parameters.validation)
+            self.validation = validation_part(~self.test, share, self._draw)
+        else:  # the same customers again, or the earlier trees have seen the hold-out
+            self.test, self.validation = self.before.test, self.before.validation
         self.train = ~self.test & ~self.validation
         bads = int(data.labels[self.train].sum())
         if min(bads, int(self.train.sum()) - bads) < MIN_OF_A_CLASS:
@@ -157,10 +162,14 @@ class _Bank:
         """Tokens for the whole job."""
         party, plan = self.party, self.plan
         with party.at("tokens"):
+            self._go_on()
+            left = max(plan.joint_trees - len(self.done), 0)
             rows, seed = self.data.cover_rows, self.agreement.joint_seed
             self.querier = vertical.querier_of(party, rows, plan.query, seed, BINS)
             layouts = {org: item.layout for org, item in self.remote.items()}
-            vertical.fetch_tokens(party, self.querier, layouts, plan.tokens)
+            vertical.fetch_tokens(
+                party, self.querier, layouts, COUNT_QUERIES + left * plan.queries_a_tree
+            )
 
     def counts(self, asked: _Asked) -> None:
         """Customers of every pre-bin: what all later openings are checked against."""
@@ -180,6 +189,9 @@ class _Bank:
             hessians=parameters.hessians,
             executor=party.executor,
         )
+        columns.restore(self.kept, self.counted)
+        for split in self.kept:
+            asked.opened[self.features[split.feature].owner].append(split)
         with party.at("trees", parameters.trees) as done:
 
             def before(number: int, more: bool) -> None:
@@ -187,13 +199,18 @@ class _Bank:
                 for org in self.departments:
                     party.channels[org].send("trees", NextTree(more))
 
-            return columns, self.fit(columns, before, lambda number, step: done(number + 1))
+            def after(trees: Sequence[Tree]) -> None:
+                self._save(trees, columns.opened)
+                done(len(trees))
+
+            return columns, self.fit(columns, before, after, self.done)
 
     def fit(
         self,
         columns: Columns,
         before: Callable[[int, bool], None] = lambda number, more: None,
-        after: Callable[[int, Step], None] = lambda number, step: None,
+        after: Callable[[Sequence[Tree]], None] = lambda trees: None,
+        done: Sequence[Tree] = (),
     ) -> Fitted:
         return boost(
             columns,
@@ -205,10 +222,11 @@ class _Bank:
             self._draw,
             before=before,
             after=after,
+            done=done,
         )
 
     def model(self, fitted: Fitted, thresholds: Mapping[str, tuple[Split, ...]]) -> TreesModel:
-        features = [*self.own, *self.theirs] if thresholds else self.own
+        features = self.features if thresholds else self.own
         parameters = self.parameters
         return TreesModel(
             self.party.me,
@@ -232,7 +250,46 @@ class _Bank:
                 if self.party.channels[org].receive("finish", Finished) != mine:
                     raise ProtocolError(f"{org} holds another part of the model")
 
+    # earlier attempts
+
+    def _load(self) -> checkpoints.Checkpoint | None:
+        book = self.party.checkpoints
+        return checkpoints.load(book, self.data.customers) if book is not None else None
+
+    def _save(self, trees: Sequence[Tree], opened: Mapping[Split, Bools]) -> None:
+        if self.party.checkpoints is not None:
+            bins = checkpoints.bins_digest(self.definitions)
+            state = checkpoints.Checkpoint(bins, self.test, self.validation, tuple(trees), opened)
+            checkpoints.save(self.party.checkpoints, state)
+
+    def _go_on(self) -> None:
+        """Take up an earlier attempt's trees, if every department counts what they stand on."""
+        held = set[Split]()
+        for org, item in self.remote.items():
+            theirs = self.party.channels[org].receive("tokens", Thresholds).splits()
+            held |= {Split(s.feature + item.first, s.cut, s.missing_left) for s in theirs}
+        before = self.before
+        is_whole = (
+            before is not None
+            and before.bins == checkpoints.bins_digest(self.definitions)
+            and set(before.opened) <= held
+        )
+        self.counted = held
+        self.kept = dict(before.opened) if before is not None and is_whole else {}
+        self.done = before.trees if before is not None and is_whole else ()
+        start = min(len(self.done), self.plan.joint_trees)
+        for org, item in self.remote.items():
+            stop = item.first + len(item.layout.bins)
+            mine = [s for s in self.kept if item.first <= s.feature < stop]
+            own = [Split(s.feature - item.first, s.cut, s.missing_left) for s in mine]
+            self.party.channels[org].send("tokens", Thresholds.of(own))
+            self.party.channels[org].send("tokens", StartAt(start))
+
     # pieces
+
+    @property
+    def features(self) -> list[Feature]:
+        return [*self.own, *self.theirs]
 
     def _draw(self, purpose: str, number: int) -> Stream:
         # Bound to the attempt; what is rounded follows from earlier frames of the same attempt.

@@ -11,7 +11,7 @@ The same code serves the job and the pooled comparison; only `Remote` differs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Protocol
 
@@ -79,6 +79,7 @@ class Columns:
         known = self.grid.valid.copy()
         known[len(own) :] = False
         self._known, self._open_count = known, np.zeros(len(known), np.int64)
+        self._counted: set[Split] = set()  # open for their owner, not here; they may be asked again
         shares = np.zeros(self.grid.columns - self._split) if counts is None else counts
         self._counts = shares.astype(np.float64)
         self._cells = [np.zeros(f.bins, np.int64) for f in theirs]
@@ -142,7 +143,7 @@ class Columns:
         """Which candidates a node may take; a feature at its cap has its open ones only."""
         mask = self._known.copy()
         if self._asks:
-            new = {split for split in pending if not self._known[_place(split)]}
+            new = {split for split in pending if not self._known[_place(split)]} | self._counted
             used = self._open_count.copy()
             for split in new:
                 used[split.feature] += 1
@@ -164,12 +165,23 @@ class Columns:
                 raise RuntimeError("a tree that asks nobody opens nothing")
             return
         for split, bits in zip(new, self._remote.open(new), strict=True):
-            self.opened[split] = bits
-            self._known[_place(split)] = True
-            self._open_count[split.feature] += 1
-            self._cut(split, bits)
+            self._take(split, bits)
         if new:
             self._index_cells()
+
+    def restore(self, opened: Mapping[Split, Bools], counted: Collection[Split]) -> None:
+        """What an earlier attempt opened; counted: by their owners also those that got lost."""
+        for split, bits in opened.items():
+            self._take(split, bits)
+        self._counted = {split for split in counted if split not in self.opened}
+        self._index_cells()
+
+    def _take(self, split: Split, bits: Bools) -> None:
+        self.opened[split] = bits
+        self._counted.discard(split)
+        self._known[_place(split)] = True
+        self._open_count[split.feature] += 1
+        self._cut(split, bits)
 
     def goes_left(self, split: Split, rows: Integers) -> Bools:
         """For a known split: which of these customers."""

@@ -16,12 +16,13 @@ import numpy as np
 from federation.channel import Channel
 from federation.ledger import What
 from federation.tables import DepartmentData
+from federation.tasks import trees_checkpoints as checkpoints
 from federation.tasks import vertical
 from federation.tasks.agreement import agree
 from federation.tasks.messages import Definitions, Finished
 from federation.tasks.party import Party
 from federation.tasks.trees_grow import Split
-from federation.tasks.trees_messages import NextTree, Thresholds
+from federation.tasks.trees_messages import NextTree, StartAt, Thresholds
 from federation.tasks.trees_model import TreesPart, feature_of
 from federation.tasks.trees_plan import BITS_A_COLUMN, COUNT_QUERIES, THRESHOLD_BITS, plan_of
 from protocols import sealed
@@ -81,6 +82,7 @@ class _Department:
         self.others = [org for org in manifest.departments if org != party.me]
         self.answered = 0
         self.opened: list[Split] = []
+        self.ever: list[Split] = []  # over all attempts: what the caps count
 
     @property
     def channel(self) -> Channel:
@@ -137,15 +139,17 @@ class _Department:
         """Commit to the bins, then grant every token of the job, before any label is touched."""
         party, plan = self.party, self.plan
         with party.at("tokens"):
+            self.start = self._go_on()
+            queries = plan.tokens - self.start * plan.queries_a_tree
             seed = self.agreement.joint_seed
             self.owner = vertical.owner_of(party, self.layout, self.bins, plan.query, seed, BINS)
-            self.commitment = vertical.grant_tokens(party, self.owner, plan.tokens)
+            self.commitment = vertical.grant_tokens(party, self.owner, queries)
 
     def trees(self) -> None:
         """Answer every round of every tree that the schedule has; open what is asked."""
         party, plan = self.party, self.plan
         with party.at("trees", plan.joint_trees) as done:
-            for number in range(plan.joint_trees):
+            for number in range(self.start, plan.joint_trees):
                 if not self.channel.receive("trees", NextTree).more:
                     return
                 for nodes in plan.rounds:
@@ -157,6 +161,18 @@ class _Department:
                 done(number + 1)
 
     # pieces
+
+    def _go_on(self) -> int:
+        """Agree with the bank where an earlier attempt is taken up again; 0 without one."""
+        book, channel = self.party.checkpoints, self.channel
+        if book is not None:
+            self.ever = list(checkpoints.load_thresholds(book, self.definitions))
+        channel.send("tokens", Thresholds.of(self.ever))
+        self.opened = list(channel.receive("tokens", Thresholds).splits())
+        start = channel.receive("tokens", StartAt).tree
+        if not 0 <= start <= self.plan.joint_trees or not set(self.opened) <= set(self.ever):
+            raise ProtocolError("the bank goes on from something else than was opened")
+        return start
 
     def _answer(self, stage: str, queries: int) -> None:
         for _ in range(queries):
@@ -171,18 +187,23 @@ class _Department:
             return
         party = self.party
         after = [*self.opened, *splits]
+        ever = [*self.ever, *(split for split in splits if split not in self.ever)]
         for split in splits:
             if split.feature >= len(self.features):
                 raise ProtocolError("a threshold of a feature that does not exist")
             if not split.is_possible(self.features[split.feature]):
                 raise ProtocolError("a threshold that does not split its feature")
-            if sum(item.feature == split.feature for item in after) > self.parameters.thresholds:
+            if sum(item.feature == split.feature for item in ever) > self.parameters.thresholds:
                 raise ProtocolError("more thresholds of a feature than the manifest allows")
         if len(set(after)) != len(after):
             raise ProtocolError("a threshold that is open already")
         party.ledger.reveal(self.bank, party.me, What.THRESHOLDS, len(splits), THRESHOLD_BITS)
         most = len(splits) * party.manifest.limits.customers_max
         self._reveal(What.SPLIT_BITS, most, 1)
+        if party.checkpoints is not None:
+            # Counted before a bit leaves: a crash must not give thresholds back.
+            checkpoints.save_thresholds(party.checkpoints, self.definitions, ever)
+        self.ever = ever
         for step, part in self.sealing.steps(splits):
             values = np.zeros(self.data.rows, np.int64)
             for i, split in enumerate(part):

@@ -39,9 +39,10 @@ def trees_to_json(model: TreesModel) -> bytes:
                 for feature, definition in zip(model.features, model.definitions, strict=True)
             ],
             "thresholds": {
-                org: [_split(split) for split in splits] for org, splits in model.thresholds.items()
+                org: [split_to_list(split) for split in splits]
+                for org, splits in model.thresholds.items()
             },
-            "trees": [_tree(tree) for tree in model.trees],
+            "trees": [tree_to_dict(tree) for tree in model.trees],
         }
     )
 
@@ -66,9 +67,9 @@ def trees_from_json(data: bytes) -> TreesModel:
             ),
             definitions=definitions,
             base=int(plain["base"]),
-            trees=tuple(_tree_of(item) for item in plain["trees"]),
+            trees=tuple(tree_of(item) for item in plain["trees"]),
             thresholds={
-                str(org): tuple(_split_of(item) for item in splits)
+                str(org): tuple(split_of(item) for item in splits)
                 for org, splits in plain["thresholds"].items()
             },
             base_score=int(plain["base_score"]),
@@ -91,7 +92,7 @@ def trees_part_to_json(part: TreesPart) -> bytes:
             "org": part.org,
             "digest": part.digest().hex(),
             "definitions": [_definition(item) for item in part.definitions],
-            "thresholds": [_split(split) for split in part.thresholds],
+            "thresholds": [split_to_list(split) for split in part.thresholds],
             "words": [f"{name} {what}" for name, what in part.describe()],
         }
     )
@@ -104,7 +105,7 @@ def trees_part_from_json(data: bytes) -> TreesPart:
         part = TreesPart(
             org=str(plain["org"]),
             definitions=tuple(_definition_of(item) for item in plain["definitions"]),
-            thresholds=tuple(_split_of(item) for item in plain["thresholds"]),
+            thresholds=tuple(split_of(item) for item in plain["thresholds"]),
             tokens=0,
             commitments=(),
             seconds={},
@@ -160,18 +161,21 @@ def summary(result: TreesResult, plan: TreesPlan, customers_min: int) -> dict[st
 # --- pieces ---------------------------------------------------------------------------------------
 
 
-def _split(split: Split) -> list[int]:
+def split_to_list(split: Split) -> list[int]:
+    """Feature, cut, missing left."""
     return [split.feature, split.cut, int(split.missing_left)]
 
 
-def _split_of(plain: list[int]) -> Split:
+def split_of(plain: list[int]) -> Split:
+    """Of such a list; ValueError."""
     feature, cut, missing_left = plain
     return Split(int(feature), int(cut), bool(missing_left))
 
 
-def _tree(tree: Tree) -> dict[str, Any]:
+def tree_to_dict(tree: Tree) -> dict[str, Any]:
+    """Plain numbers, exactly."""
     return {
-        "splits": [None if split is None else _split(split) for split in tree.splits],
+        "splits": [None if split is None else split_to_list(split) for split in tree.splits],
         "left": tree.left.tolist(),
         "right": tree.right.tolist(),
         "values": tree.values.tolist(),
@@ -181,9 +185,10 @@ def _tree(tree: Tree) -> dict[str, Any]:
     }
 
 
-def _tree_of(plain: dict[str, Any]) -> Tree:
+def tree_of(plain: dict[str, Any]) -> Tree:
+    """Of such a dictionary; ValueError for what is no tree."""
     tree = Tree(
-        tuple(None if item is None else _split_of(item) for item in plain["splits"]),
+        tuple(None if item is None else split_of(item) for item in plain["splits"]),
         np.array(plain["left"], np.int32),
         np.array(plain["right"], np.int32),
         np.array(plain["values"], np.int64),

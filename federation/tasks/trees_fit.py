@@ -11,7 +11,7 @@ Replay  margins and leaves are integers in steps of 2^-12 logit, probabilities a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import cache
@@ -129,12 +129,14 @@ def boost(
     draw: Draw,
     *,
     before: Callable[[int, bool], None] = lambda tree, more: None,
-    after: Callable[[int, Step], None] = lambda tree, step: None,
+    after: Callable[[Sequence[Tree]], None] = lambda trees: None,
+    done: Sequence[Tree] = (),
 ) -> Fitted:
     """All trees; labels and masks are of all customers, 1 = bad.
 
     train and validation do not overlap. before: called ahead of every tree that may ask
-    departments, and once with False if they are not asked to the end. after: with each tree.
+    departments, and once with False if they are not asked to the end. after: with each new tree,
+    all so far. done: trees of an earlier attempt, which are taken as they are.
     """
     settings = Settings.of(parameters)
     joint = parameters.joint_trees or parameters.trees
@@ -150,19 +152,23 @@ def boost(
             if asks:
                 before(number, False)
             break
-        if asks:
-            before(number, True)
-        active = train & _sample(len(labels), settings.rows, draw, "rows", number)
-        gradients = _gradients(margins, labels, weights, active, vmax, draw, number)
-        count = len(columns.grid.features)
-        columns.start(gradients, _sample(count, settings.features, draw, "features", number), asks)
-        nodes = grow(columns, gradients, settings.rules)
-        columns.finish()
-        tree = _finish(nodes, settings.rate)
-        for node in nodes:
-            if node.split is None:
-                margins[node.rows] += tree.values[node.number]
-        trees.append(tree)
+        if number < len(done):
+            trees.append(done[number])
+            margins += trees[-1].values[_leaves(trees[-1], columns, len(labels))]
+        else:
+            if asks:
+                before(number, True)
+            active = train & _sample(len(labels), settings.rows, draw, "rows", number)
+            gradients = _gradients(margins, labels, weights, active, vmax, draw, number)
+            features = len(columns.grid.features)
+            sampled = _sample(features, settings.features, draw, "features", number)
+            columns.start(gradients, sampled, asks)
+            nodes = grow(columns, gradients, settings.rules)
+            columns.finish()
+            trees.append(_finish(nodes, settings.rate))
+            for node in nodes:
+                if node.split is None:
+                    margins[node.rows] += trees[-1].values[node.number]
         watched = _loss(margins, labels, weights, validation)
         if not parameters.patience or watched < best_loss:
             best, best_loss = number + 1, watched
@@ -170,11 +176,11 @@ def boost(
         lost = _loss(margins, labels, weights, train) / max(int(weights[train].sum()), 1)
         scale = float(1 << LOSS_BITS)
         history.append(Step(lost / scale, None if part is None else part / scale, asks))
-        after(number, history[-1])
+        if number >= len(done):
+            after(trees)
     kept = trees[:best]
     for tree in trees[best:]:
-        leaf = tree.leaf_of(lambda split: columns.goes_left(split, _all(len(labels))), len(labels))
-        margins -= tree.values[leaf]
+        margins -= tree.values[_leaves(tree, columns, len(labels))]
     return Fitted(base, tuple(kept), margins, tuple(history))
 
 
@@ -188,8 +194,9 @@ def validation_part(train: Bools, share: float, draw: Draw) -> Bools:
 # --- pieces ---------------------------------------------------------------------------------------
 
 
-def _all(rows: int) -> Integers:
-    return np.arange(rows, dtype=np.int64)
+def _leaves(tree: Tree, columns: Columns, rows: int) -> NDArray[np.int32]:
+    everybody = np.arange(rows, dtype=np.int64)
+    return tree.leaf_of(lambda split: columns.goes_left(split, everybody), rows)
 
 
 def _sample(count: int, share: float, draw: Draw, purpose: str, number: int) -> Bools:

@@ -22,6 +22,7 @@ from federation.objects import (
 )
 from federation.tables import BankData, DepartmentData
 from federation.tasks import boosting, row_keys
+from federation.tasks.checkpoints import CheckpointBook
 from federation.tasks.local import NOBODY, _party, local_party, local_seeds, run_party
 from federation.tasks.party import Progress
 from federation.tasks.trees_model import TreesPart, TreesResult
@@ -107,11 +108,13 @@ def run_trees_in_process(
     report: Callable[[str, Progress], None] = lambda org, progress: None,
     channels: Mapping[str, Mapping[str, Channel]] | None = None,
     attempt: int = 0,
+    checkpoints: Mapping[str, CheckpointBook] | None = None,
 ) -> LocalTrees:
     """Run all parties' programs, each in a thread of its own.
 
     seed: a number, or 32 bytes of every party; equal seeds and data give equal frames. channels: to
-    look into what is sent; queues by default. Raises what the first party to fail raised.
+    look into what is sent; queues by default. checkpoints: what another attempt goes on from.
+    Raises what the first party to fail raised.
     """
     bank_org = manifest.bank
     orgs = [bank_org, *manifest.departments]
@@ -119,7 +122,14 @@ def run_trees_in_process(
     links = channels or in_process(orgs)
     parties = {
         org: local_party(
-            org, manifest, seeds, links[org], attempt=attempt, executor=executor, report=report
+            org,
+            manifest,
+            seeds,
+            links[org],
+            attempt=attempt,
+            executor=executor,
+            report=report,
+            checkpoints=(checkpoints or {}).get(org),
         )
         for org in orgs
     }

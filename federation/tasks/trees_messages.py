@@ -18,9 +18,20 @@ class NextTree:
     more: bool
 
 
+@dataclass(frozen=True, slots=True)
+class StartAt:
+    """Bank to department, with the thresholds it has of it: the tree that it goes on with."""
+
+    tree: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Thresholds:
-    """Bank to department, at the end of every round: what to open; mostly nothing."""
+    """Bank to department, at the end of every round: what to open; mostly nothing.
+
+    Before the first tree: department to bank, what it ever opened in this job, and back, what the
+    bank still has of that.
+    """
 
     features: NDArray[np.uint16] = field(repr=False)  # among the department's
     cuts: NDArray[np.uint8] = field(repr=False)
