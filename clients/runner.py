@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from pydantic import ValidationError
 
+from clients.checkpoints import FileCheckpointBook
 from clients.home import Home
 from federation import fab as fabs
 from federation import keyring
@@ -308,6 +309,7 @@ class Runner:
             party.executor = self._executor
             pulse.start(party)
             outcome = self._program(party, job.admission)
+            job.checkpoints.forget()
             state, reference = "succeeded", ""
             log.info("attempt succeeded", extra=job.ids | {"seconds": job.seconds()})
         except Exception as error:  # noqa: BLE001 - a program's bug costs an attempt, not the node
@@ -389,6 +391,10 @@ class _Job:
         self.folder, self._fab = folder, fab
         self.ids: dict[str, object] = {"job": self.manifest.job, "attempt": number}
         self.channels: dict[str, Channel] = {}
+        # Of the job, not of the attempt: named by the manifest's digest like the attempts' folders.
+        self.checkpoints = FileCheckpointBook(
+            folder.parent / f"{self.manifest.digest()[:16]}.state"
+        )
         self._party: Party | None = None
         self._began = time.monotonic()
         self._once, self._is_told = threading.Lock(), False
@@ -437,6 +443,7 @@ class _Job:
             reply_book=books.replies,
             attempt_book=books.attempts,
             rounding=self._home.rounding_secret(),
+            checkpoints=self.checkpoints,
             report=report,
             check=check,
         )
