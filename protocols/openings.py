@@ -4,6 +4,11 @@ Without them a department that adds A times one row to one bin and takes it from
 row's membership and label from which split wins, one row a query, unseen (CRYPTO_REVIEW.md F7). The
 first query of a job is v = 1: its openings are the counts n_c that all later ones are checked
 against. A failure ends the job with one coarse code; the error carries column numbers and no value.
+
+They bound A, they do not end it: a department that answers every query as if its matrix had 11 in
+place of a 1, taken from a bin that holds ten more good and bad customers, gives sums that fit
+together. That is seen by the replay of its answers against the committed matrix, not here
+(tests/attacks/test_small_cells.py).
 """
 
 from __future__ import annotations

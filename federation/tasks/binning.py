@@ -110,6 +110,15 @@ class FeatureBins:
         return len(self.edges) + 1 if self.numeric else len(self.categories)
 
 
+def rows_of_cohort(min_cohort: int, rows: int, customers_min: int) -> int:
+    """Rows that a bin needs, so that it holds `min_cohort` customers if they are spread evenly.
+
+    Its owner does not know who is a customer. A bin of `min_cohort` rows of a whole registry would
+    hold hardly any, and the sums that a job opens, of a few known numbers each, say which ones.
+    """
+    return max(min_cohort, -(-min_cohort * rows // max(customers_min, 1)))
+
+
 def pre_bin(column: Column, max_bins: int, min_rows: int) -> FeatureBins:
     """The owner's bins of a column: at most `max_bins` and the missing bin, `min_rows` in each.
 

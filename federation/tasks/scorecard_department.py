@@ -15,7 +15,7 @@ from federation.ledger import What
 from federation.tables import CategoryColumn, Column, DepartmentData, NumberColumn
 from federation.tasks import row_keys
 from federation.tasks.agreement import agree
-from federation.tasks.binning import WOE_BITS, FeatureBins, offsets, pre_bin
+from federation.tasks.binning import WOE_BITS, FeatureBins, offsets, pre_bin, rows_of_cohort
 from federation.tasks.fit import quantise
 from federation.tasks.messages import (
     Between,
@@ -140,12 +140,13 @@ class _Department:
     def binning(self) -> None:
         """Pre-bins of all fields, told to the bank; their number to the other departments."""
         party, parameters = self.party, self.parameters
-        columns = self.data.columns
+        columns, customers_min = self.data.columns, party.manifest.limits.customers_min
+        least = rows_of_cohort(parameters.min_cohort, self.data.rows, customers_min)
         with party.at("binning", len(columns)) as done:
             self.definitions: list[FeatureBins] = []
             self.bins = np.empty((len(columns), self.data.rows), np.uint8)
             for j, column in enumerate(columns):
-                made = pre_bin(column, parameters.max_bins, parameters.min_cohort)
+                made = pre_bin(column, parameters.max_bins, least)
                 self.definitions.append(made)
                 self.bins[j] = made.assign(column)
                 done(j + 1)
