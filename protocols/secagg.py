@@ -448,11 +448,11 @@ class Party:
         parties = survivors.parties
         self._require_survivors(parties)
         # What may be opened is fixed before anybody can ask for it: kinds follow from the set.
-        self._book.sum_over(self._round, parties)
         kinds = {peer: self._kind(peer, parties) for peer in masked.held}
         facts = {f"kind of share of {peer}": bytes([kind]) for peer, kind in kinds.items()}
         statement = self._ground.statement(masked.digest, parties)
-        self._book.fix(self._round, {"set of survivors": digest(statement), **facts})
+        facts["set of survivors"] = digest(statement)
+        self._book.sum_over(self._round, parties, facts)
         self._survivors = parties
         return Confirmation(self._me.party, self._me.sign(statement))
 

@@ -129,11 +129,12 @@ class RoundBook(Protocol):
         Raises ProtocolError, and writes nothing, if a fact of `round_.key` has another value.
         """
 
-    def sum_over(self, round_: Round, parties: tuple[str, ...]) -> None:
-        """Durable: `round_.statistic` is summed over these parties. Equal ones change nothing.
+    def sum_over(self, round_: Round, parties: tuple[str, ...], facts: Mapping[str, bytes]) -> None:
+        """As `fix`, and durable with it: `round_.statistic` is summed over these parties.
 
-        Raises ProtocolError, and writes nothing, where `require_apart` does on the sets that the
-        statistic has; condition and write are one step, also for two processes.
+        Raises ProtocolError, and writes nothing at all, also where `require_apart` does on the sets
+        that the statistic has: else a set that a false coordinator asks for in vain would stand in
+        the way of later sums. Condition and write are one step, also for two processes.
         """
 
 
@@ -180,13 +181,18 @@ class MemoryRoundBook:
         self._sums: dict[bytes, set[frozenset[str]]] = {}
 
     def fix(self, round_: Round, facts: Mapping[str, bytes]) -> None:
-        known = self._facts.setdefault(round_.key, {})
-        for fact, value in facts.items():
-            if known.get(fact, value) != value:
-                raise ProtocolError(f"round {round_.number} has another {fact}")
-        known.update(facts)
+        self._require_equal(round_, facts)
+        self._facts.setdefault(round_.key, {}).update(facts)
 
-    def sum_over(self, round_: Round, parties: tuple[str, ...]) -> None:
+    def sum_over(self, round_: Round, parties: tuple[str, ...], facts: Mapping[str, bytes]) -> None:
+        self._require_equal(round_, facts)
         known = self._sums.setdefault(round_.statistic, set())
         require_apart(known, frozenset(parties), round_.min_parties)
         known.add(frozenset(parties))
+        self.fix(round_, facts)
+
+    def _require_equal(self, round_: Round, facts: Mapping[str, bytes]) -> None:
+        known = self._facts.get(round_.key, {})
+        for fact, value in facts.items():
+            if known.get(fact, value) != value:
+                raise ProtocolError(f"round {round_.number} has another {fact}")

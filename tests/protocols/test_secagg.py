@@ -598,6 +598,18 @@ def test_a_second_sum_of_a_statistic_over_nearly_the_same_parties_is_refused() -
     Session(other, books=books).run(vectors_of(other), gone)
 
 
+def test_a_set_that_is_refused_does_not_stand_in_the_way_of_later_sums() -> None:
+    round_, book = round_of(9), MemoryRoundBook()
+    book.sum_over(round_, round_.members, {"set of survivors": b"1"})
+    with pytest.raises(ProtocolError, match="another set of survivors"):
+        book.sum_over(round_, round_.members[:6], {"set of survivors": b"2"})
+    later = replace(round_, number=2)
+    book.sum_over(later, round_.members[1:6], {"set of survivors": b"3"})
+    with pytest.raises(ProtocolError, match="differ by 1"):
+        book.sum_over(replace(round_, number=3), round_.members[:6], {"x": b"4"})
+    book.fix(replace(round_, number=3), {"x": b"5"})  # of what was refused nothing is left
+
+
 def smallest_combination(sets: list[frozenset[str]], names: str) -> int:
     """By trying: the fewest parties in a combination with factors -3 to 3."""
     matrix = np.array([[name in each for name in names] for each in sets], int)
