@@ -754,9 +754,13 @@ class Exposure:
         """Enter the attempt if all tokens of (bank, dataset) stay at most `most`, else None.
 
         The same attempt again (a resume) gets its first entry back and is not counted twice.
+        Raises Conflict for one that is over: its masks and tokens are used, whatever became of the
+        files that say so.
         """
         with self._store.writing(ExposureRow) as session:
             row = session.get(ExposureRow, (wanted.manifest, wanted.attempt))
+            if row is not None and row.closed is not None:
+                raise Conflict("this attempt is over", todo="it takes a new one")
             if row is not None:
                 return Reservation(
                     row.manifest,

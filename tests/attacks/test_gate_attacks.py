@@ -160,6 +160,17 @@ def test_what_a_department_asks_of_another_counts_for_its_own_dataset(world: Wor
     assert world.tax.store.exposure.tokens("bank_a", "payments") == 4
 
 
+def test_an_attempt_that_is_over_is_not_let_in_again(world: World) -> None:
+    """Its folder may be gone (a restored backup, a full disk): the masks that a department shares
+    with others follow from manifest and attempt, and would cover other values now."""
+    job = world.admit(world.tax, attempt=1).job
+    world.admit(world.tax, attempt=1)  # it may go on
+    world.tax.gate.close(job.digest, 1)
+    with pytest.raises(Refused):
+        world.admit(world.tax, attempt=1)
+    world.admit(world.tax, attempt=2)
+
+
 def test_an_error_of_the_database_shows_no_value_that_was_to_be_stored(tmp_path: Path) -> None:
     store = Store.open(f"sqlite:///{tmp_path / 'state.db'}")
     with (
