@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict
+
 from clients.audit import AuditLog
 from clients.coordinator_client import CoordinatorClient
 from clients.gate import Gate
@@ -25,11 +27,15 @@ from federation.catalogue import CATALOGUE_USAGE, Dataset
 from federation.checks import check_manifest
 from federation.envelope import Envelope, sign
 from federation.errors import Conflict, IntegrityError, LianmoError, RefusalCode, UsageError
+from federation.ledger import What
 from federation.objects import (
     Approval,
     Decision,
+    DeclaredDisclosure,
     JobManifest,
     RegistrySnapshot,
+    Role,
+    RunRecord,
     Usage,
     utc_text,
 )
@@ -256,6 +262,83 @@ def _require_new_name(store: Store, home: Home, manifest: JobManifest) -> None:
     if own is not None and own[1].digest() != manifest.digest():
         what = f"another job {manifest.job} was approved here, of {own[1].bank}"
         raise Conflict(what, party=manifest.bank, todo="ask for a manifest with another name")
+
+
+class DisclosureLine(BaseModel):
+    """One kind of thing that one party may learn from another, and what came of it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    source: str
+    to: str
+    what: What
+    declared: int
+    happened: int | None  # None: no party's record tells of it
+    bits: int
+    per_enterprise: bool
+    told_by: tuple[str, ...]
+
+
+class Disclosures(BaseModel):
+    """Who really learned what in the last attempt of a job, from all parties' signed records."""
+
+    model_config = ConfigDict(frozen=True)
+
+    job: str
+    manifest: str
+    attempt: int
+    lines: tuple[DisclosureLine, ...]
+    missing: tuple[str, ...]  # parties with no record of that attempt
+    problems: tuple[str, ...]  # beyond the declared, or told in two ways
+
+
+def disclosures(home: Home, client: CoordinatorClient, job: str, now: datetime) -> Disclosures:
+    """What every party's run record says, each verified here, beside what was declared."""
+    detail = client.job(job)
+    manifest, trust = manifest_of(home, detail, now), home.trust()
+    digest = manifest.digest()
+    told: dict[tuple[str, str, What], dict[str, DeclaredDisclosure]] = {}
+    seen, problems, is_whole = set(), [], True
+    for envelope in detail.records:
+        record = trust.verify(envelope, RunRecord, Usage.RUN, now).object
+        if record.manifest != digest:
+            raise IntegrityError("a run record of another job", party=record.org)
+        if record.attempt == detail.attempt:
+            seen.add(record.org)
+            is_whole &= record.outcome == "succeeded"  # else one may know of more than the other
+            for item in record.disclosures:
+                told.setdefault((item.source, item.to, item.what), {})[record.org] = item
+    lines = []
+    for said in manifest.disclosures:
+        words = told.pop((said.source, said.to, said.what), {})
+        counts = {item.count for item in words.values()}
+        line = f"{said.what.value.replace('_', ' ')} from {said.source} to {said.to}"
+        if len(counts) > 1 and is_whole:
+            problems.append(f"{line}: told in two ways by {', '.join(sorted(words))}")
+        if max(counts, default=0) > said.count or any(w.bits > said.bits for w in words.values()):
+            problems.append(f"{line}: more than was declared")
+        lines.append(
+            DisclosureLine(
+                source=said.source,
+                to=said.to,
+                what=said.what,
+                declared=said.count,
+                happened=max(counts, default=None),
+                bits=said.bits,
+                per_enterprise=said.per_enterprise,
+                told_by=tuple(sorted(words)),
+            )
+        )
+    problems += [f"{what.value} from {a} to {b} was not declared" for a, b, what in told]
+    parties = [party.org for party in manifest.parties if party.role is not Role.PLATFORM]
+    return Disclosures(
+        job=job,
+        manifest=digest,
+        attempt=detail.attempt,
+        lines=tuple(lines),
+        missing=tuple(org for org in parties if org not in seen),
+        problems=tuple(problems),
+    )
 
 
 def follow(client: CoordinatorClient, job: str) -> Iterator[tuple[JobDetail, list[Event]]]:

@@ -15,6 +15,7 @@ from clients.cli.common import JsonFlag, console, emit, is_terminal, open_home, 
 if TYPE_CHECKING:
     from clients.coordinator_client import CoordinatorClient
     from clients.home import Home
+    from clients.jobs import Disclosures
     from clients.store import Store
     from federation.api import Event, JobDetail
     from federation.review import Review
@@ -193,6 +194,23 @@ def stop(
 
 
 @app.command()
+def disclosures(job: JobName, as_json: JsonFlag = False) -> None:
+    """Show who really learned what in a job, beside what was declared."""
+    from clients import jobs
+
+    home = open_home()
+    with _client(home) as client:
+        found = jobs.disclosures(home, client, job, _now())
+    emit(found, as_json, lambda: _disclosures_text(found))
+    for org in found.missing:
+        say(f"no run record of {org} yet: what it tells is not in the table")
+    for text in found.problems:
+        say(f"wrong: {text}")
+    if found.problems:
+        raise typer.Exit(4)
+
+
+@app.command()
 def report(
     job: JobName,
     html: Annotated[
@@ -341,6 +359,34 @@ def _review_text(found: Review) -> str:
     else:
         parts += ["", "nothing approved of this bank before: there is no earlier job to compare"]
     return "\n".join(parts)
+
+
+def _disclosures_text(found: Disclosures) -> str:
+    rows = [
+        [
+            d.source,
+            d.to,
+            d.what.value.replace("_", " "),
+            f"{d.declared:,}",
+            "-" if d.happened is None else f"{d.happened:,}",
+            str(d.bits),
+            "yes" if d.per_enterprise else "no",
+            ", ".join(d.told_by) or "nobody",
+        ]
+        for d in found.lines
+    ]
+    names = [
+        "from",
+        "to",
+        "what",
+        "declared",
+        "really",
+        "bits each",
+        "of one enterprise",
+        "told by",
+    ]
+    head = f"{found.job}, attempt {found.attempt}, manifest {found.manifest}"
+    return f"{head}\n{table(names, rows)}"
 
 
 def _say_event(event: Event) -> None:

@@ -31,6 +31,8 @@ NOUNS = {
     "catalogue": ("clients.cli.catalogue", "Describe what this organisation offers."),
     "data": ("clients.cli.data", "Register and check this organisation's own tables."),
     "job": ("clients.cli.job", "Propose, review, approve and follow joint jobs."),
+    "audit": ("clients.cli.audit", "Show and verify this node's log of what it did."),
+    "receipt": ("clients.cli.receipt", "Verify proofs of what organisations did, offline."),
     "node": ("clients.cli.node", "Run this organisation's node."),
     "doctor": ("clients.cli.doctor", "Check this node's surroundings and say what to do."),
     "lab": ("clients.cli.lab", "Try on one table what a joint job would gain."),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import copy
 import dataclasses
 import json
 import logging
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,11 +19,13 @@ import numpy as np
 import pytest
 
 from clients import datasets, registries
+from clients.audit import AuditLog
 from clients.gate import Admission, Gate, declared_tokens
 from clients.home import Home
-from clients.sources import Source
+from clients.sources import OpenSnapshot, Source
 from clients.store import Reservation, Store
 from federation import fab
+from federation.audit import Action, AuditEntry, Check, Result
 from federation.catalogue import Dataset
 from federation.channel import in_process, run_in_process
 from federation.codes import code_for_row
@@ -66,6 +70,10 @@ class Party:
     home: Home
     store: Store
     gate: Gate
+
+    @property
+    def audit(self) -> AuditLog:
+        return AuditLog(self.home, self.store)
 
     def sign(self, obj: Any, usage: Usage) -> Envelope:
         return sign(obj, self.home.key(usage))
@@ -255,6 +263,8 @@ def refused(
 ) -> None:
     """One coarse word outwards, one line with the reason in the log, and nothing counted."""
     before = world.tax.store.exposure.tokens("bank_a", "payments")
+    audit = (party or world.tax).audit
+    entries = audit.entries()
     caplog.clear()
     with caplog.at_level(logging.WARNING), pytest.raises(Refused) as raised:
         world.admit(party or world.tax, job, **changes)
@@ -264,6 +274,65 @@ def refused(
     lines = [r for r in caplog.records if r.name == "lianmo.gate"]
     assert len(lines) == 1
     assert reason in lines[0].getMessage()
+    assert world.tax.store.exposure.tokens("bank_a", "payments") == before
+    (entry,) = audit.entries()[len(entries) :]  # exactly one, with the inner code
+    assert (entry.action, entry.outcome) == (Action.ATTEMPT, Result.REFUSED)
+    assert entry.check is not None
+    assert entry.reason is not None
+    assert entry.reason.value in (code.value, "INTEGRITY", "NOT_FOUND", "OTHER")
+
+
+# --- what stands in the audit log -----------------------------------------------------------------
+
+
+def test_the_intent_is_on_disk_before_any_data_are_read(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is killed after it read the data has said so before."""
+    seen: list[list[Action]] = []
+    column = OpenSnapshot.column
+
+    def watched(self: OpenSnapshot, *arguments: Any) -> Any:
+        with contextlib.closing(sqlite3.connect(world.tax.home.path / "state.db")) as other:
+            leaves = other.execute("SELECT leaf FROM audit_entry ORDER BY seq").fetchall()
+        seen.append([AuditEntry.from_leaf(leaf).action for (leaf,) in leaves])
+        return column(self, *arguments)
+
+    monkeypatch.setattr(OpenSnapshot, "column", watched)
+    world.admit(world.tax).department_data()
+    assert [actions[-1] for actions in seen] == [Action.ATTEMPT, Action.ATTEMPT]
+
+
+def test_an_attempt_is_entered_as_it_was_counted(world: World) -> None:
+    """Test 43: admitted with what it declared, closed with what it spent."""
+    world.admit(world.tax, attempt=1)
+    world.admit(world.tax, attempt=1)  # after a restart: another entry, counted once
+    world.tax.gate.close(world.job.digest(), 1)
+    world.tax.gate.close(world.job.digest(), 1)
+    found = [entry for entry in world.tax.audit.entries() if entry.job is not None]
+    assert [(entry.action, entry.amount) for entry in found] == [
+        (Action.ATTEMPT, declared_tokens(world.job)),
+        (Action.ATTEMPT, declared_tokens(world.job)),
+        (Action.ATTEMPT_CLOSED, 0),
+    ]
+    assert {entry.policy is not None for entry in found[:2]} == {True}
+    assert world.tax.audit.verify().problems == ()
+
+
+def test_a_clock_that_was_set_back_admits_nobody(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.tax.audit.append(Action.CARD_TRUSTED, "a" * 64, NOW + timedelta(hours=1))
+    refused(world, caplog, RefusalCode.UNFULFILLABLE, "the clock is behind")
+    assert world.tax.audit.entries()[-1].check is Check.CLOCK
+
+
+def test_a_log_that_was_changed_lets_nobody_in(world: World) -> None:
+    """Fail closed: what cannot be logged does not happen."""
+    (world.tax.home.log / "audit.checkpoint").unlink()
+    before = world.tax.store.exposure.tokens("bank_a", "payments")
+    with pytest.raises(Refused):
+        world.admit(world.tax)
     assert world.tax.store.exposure.tokens("bank_a", "payments") == before
 
 

@@ -1,0 +1,167 @@
+"""`lianmo receipt`: proofs of what organisations did, verified with their cards alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+
+from clients.cli.common import JsonFlag, emit, open_home, open_input, read_envelope, say
+
+if TYPE_CHECKING:
+    from federation.audit import AuditEntry, Receipt, VerifiedReceipt
+    from federation.trust import TrustStore
+
+app = typer.Typer(no_args_is_help=True)
+
+Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Receipts.")]
+UNCOSIGNED = (
+    "uncosigned: no other organisation has seen this log; its owner could still sign another one"
+)
+
+
+@app.command()
+def verify(
+    files: Files,
+    card: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="The log owner's card, instead of the cards that this home trusts. Repeatable.",
+        ),
+    ] = None,
+    subject: Annotated[
+        Path | None,
+        typer.Option(
+            "--object",
+            metavar="FILE",
+            help="A signed object, such as record.json, that the entry has to be about.",
+        ),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Verify receipts: no server, no database, only the cards of the logs' owners."""
+    from federation.audit import require_one_history, verify_receipt
+
+    trust = _trust(card)
+    wanted = _digest_of(subject)
+    verified = [verify_receipt(read_receipt(file), trust) for file in files]
+    require_one_history(verified)
+    for item in verified:
+        _require_about(item, wanted)
+    rows = [_row(file, item) for file, item in zip(files, verified, strict=True)]
+
+    def human() -> str:
+        return "\n".join(
+            f"{row['file']}: verified, {_line(v)}" for row, v in zip(rows, verified, strict=True)
+        )
+
+    emit(rows[0] if len(rows) == 1 else rows, as_json, human)
+    if any(item.is_key_revoked for item in verified):
+        say("note: a log key was revoked since; a thief could have dated a receipt back")
+    if card:
+        _say_fingerprints(trust)
+    say(UNCOSIGNED)
+
+
+@app.command()
+def show(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A receipt.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Show what a receipt says, without verifying anything."""
+    receipt = read_receipt(file)
+    entry, proof = receipt.entry(), receipt.tlog_proof()
+    emit(
+        {
+            "verified": False,
+            "org": receipt.org,
+            "origin": receipt.origin,
+            "status": receipt.status,
+            "log_key": receipt.key_id,
+            "tree_size": proof.signed.checkpoint.size,
+            **_entry(entry),
+        },
+        as_json,
+    )
+    say("nothing of this is verified: `lianmo receipt verify` does that")
+
+
+# --- helpers --------------------------------------------------------------------------------------
+
+
+def read_receipt(file: Path) -> Receipt:
+    """A receipt's file, which nobody has verified yet."""
+    from federation.audit import MAX_RECEIPT, Receipt
+
+    with open_input(file) as stream:
+        return Receipt.from_json(stream.read(MAX_RECEIPT + 1))
+
+
+def write_receipt(receipt: Receipt, out: Path | None, as_json: bool) -> None:
+    """A receipt to a file, or to stdout, where it is JSON in any case."""
+    from federation.errors import UsageError
+    from federation.keyring import write
+
+    if out is None:
+        click.echo(receipt.to_json(), nl=False)
+        return
+    try:
+        write(out, receipt.to_json())
+    except OSError as error:
+        raise UsageError(f"cannot write {out}: {(error.strerror or 'error').lower()}") from None
+    emit({"file": out, "org": receipt.org, "status": receipt.status}, as_json)
+
+
+def _trust(cards: list[Path] | None) -> TrustStore:
+    from federation.trust import TrustStore
+
+    if cards:
+        return TrustStore([read_envelope(file) for file in cards])
+    return open_home().trust()
+
+
+def _say_fingerprints(trust: TrustStore) -> None:
+    for org in trust:
+        say(f"card of {org}: {trust.card(org).fingerprint()}; compare it over another channel")
+
+
+def _digest_of(file: Path | None) -> str | None:
+    """The digest of a signed object; who signed it is not for a receipt to say."""
+    import hashlib
+
+    return None if file is None else hashlib.sha256(read_envelope(file).payload).hexdigest()
+
+
+def _require_about(item: VerifiedReceipt, wanted: str | None) -> None:
+    from federation.errors import IntegrityError
+
+    if wanted is not None and item.entry.object != wanted:
+        raise IntegrityError("the receipt is about another object", party=item.org)
+
+
+def _row(file: Path, item: VerifiedReceipt) -> dict[str, Any]:
+    return {
+        "file": file.name,
+        "verified": True,
+        "status": item.status,
+        "org": item.org,
+        "origin": item.origin,
+        "tree_size": item.size,
+        "root": item.root,
+        "key_revoked_since": item.is_key_revoked,
+        **_entry(item.entry),
+    }
+
+
+def _entry(entry: AuditEntry) -> dict[str, Any]:
+    plain: dict[str, Any] = entry.model_dump(mode="json", exclude_none=True)
+    return {key: value for key, value in plain.items() if key not in ("v", "tick", "prev_hash")}
+
+
+def _line(item: VerifiedReceipt) -> str:
+    entry = item.entry
+    where = f"entry {entry.seq} of {item.origin}, signed with {item.size} entries"
+    return f"{entry.action} {entry.outcome} at {entry.time} ({where})"
