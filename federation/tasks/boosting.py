@@ -20,6 +20,7 @@ import numpy as np
 from federation.objects import TreesParameters
 from federation.tables import BankData, DepartmentData
 from federation.tasks import vertical
+from federation.tasks.binning import rows_of_cohort
 from federation.tasks.trees_bank import run_bank
 from federation.tasks.trees_columns import Columns, Plain
 from federation.tasks.trees_department import run_department
@@ -78,20 +79,25 @@ def fit_pooled(
     train: Bools,
     validation: Bools | None = None,
     vmax: int = 511,
+    customers_min: int = 0,
     randomness: Randomness,
     executor: Executor | None = None,
 ) -> PooledTrees:
     """Plaintext: the same growth on the same bins with all columns at hand.
 
     For the laboratory and for tests, which hold all parties' data; no party of a job can call it.
-    With the bank's randomness of a job it grows the job's very trees.
+    With the bank's randomness of a job, its vmax and its customers_min (by default the true number)
+    it grows the job's very trees.
     """
     limits = parameters.max_bins, parameters.min_cohort
     own, codes = vertical.make_bins(bank.columns, bank.customers, *limits, executor)
     theirs: list[Feature] = []
     parts = []
     for org, data in departments.items():
-        made, over_cover = vertical.make_bins(data.columns, data.rows, *limits, executor)
+        least = rows_of_cohort(parameters.min_cohort, data.rows, customers_min or bank.customers)
+        made, over_cover = vertical.make_bins(
+            data.columns, data.rows, parameters.max_bins, least, executor
+        )
         theirs += [feature_of(org, item, parameters) for item in made]
         parts.append(over_cover[:, bank.positions])
     remote_codes = np.concatenate([*parts, np.empty((0, bank.customers), np.uint8)])

@@ -109,9 +109,9 @@ class Columns:
 
     def sums(self, nodes: Sequence[Node]) -> list[Integers]:
         """(3, columns): g, h and customers of each node; nought where nobody was asked."""
-        collect = None
+        collect, asked = None, [node for node in nodes if node.is_asked]
         if self._asks and self._remote is not None:
-            collect = self._remote.ask(self._now, nodes)
+            collect = self._remote.ask(self._now, asked)
         found = []
         for node in nodes:
             own = self._count(node.rows, range(self._own))
@@ -121,8 +121,10 @@ class Columns:
                 sums[:, start:stop] = own[f][: stop - start].T
             found.append(sums)
         if collect is not None:
-            for sums, asked in zip(found, collect(), strict=True):
-                sums[:2, self._split :] = asked
+            answers = iter(collect())
+            for node, sums in zip(nodes, found, strict=True):
+                if node.is_asked:
+                    sums[:2, self._split :] = next(answers)
         return found
 
     def check_sibling(self, node: Node) -> None:
@@ -196,7 +198,8 @@ class Columns:
 
         A reaction would tell a department that spoils one row whether it is a customer's.
         """
-        if not self._asks or split.feature < self._own or node.sums is None:
+        asked = self._asks and node.is_asked
+        if not asked or split.feature < self._own or node.sums is None:
             return
         start, stop = self.grid.starts[split.feature : split.feature + 2]
         left = split.left_bins(self.grid.features[split.feature])
@@ -246,9 +249,10 @@ class Columns:
             start, stop = self._cell_starts[i : i + 2]
             cells[:, start:stop] = table[: stop - start].T
         share = _share(self._counts, self._cell_counts, self._cell_of)
-        if not self._asks:
+        asked = self._asks and node.is_asked
+        if not asked:
             sums[0] = cells[0][self._cell_of] * share
-        if not (self._asks and self._hessians):
+        if not (asked and self._hessians):
             sums[1] = cells[1][self._cell_of] * share
             sums[2] = cells[2][self._cell_of] * share
         else:

@@ -19,6 +19,7 @@ from federation.tables import DepartmentData
 from federation.tasks import trees_checkpoints as checkpoints
 from federation.tasks import vertical
 from federation.tasks.agreement import agree
+from federation.tasks.binning import rows_of_cohort
 from federation.tasks.messages import Definitions, Finished
 from federation.tasks.party import Party
 from federation.tasks.trees_grow import Split
@@ -123,12 +124,11 @@ class _Department:
         """Pre-bins of all fields, told to the bank."""
         party, parameters = self.party, self.parameters
         with party.at("binning"):
+            least = rows_of_cohort(
+                parameters.min_cohort, self.data.rows, party.manifest.limits.customers_min
+            )
             self.definitions, self.bins = vertical.make_bins(
-                self.data.columns,
-                self.data.rows,
-                parameters.max_bins,
-                parameters.min_cohort,
-                party.executor,
+                self.data.columns, self.data.rows, parameters.max_bins, least, party.executor
             )
             self.features = [feature_of(party.me, item, parameters) for item in self.definitions]
             self.layout = Layout(self.data.rows, tuple(item.bins for item in self.definitions))

@@ -109,6 +109,7 @@ class Settings:
             min_child_weight=float(parameters.min_child_weight),
             min_cohort=parameters.min_cohort,
             min_gain=float(parameters.min_gain),
+            ask_customers=parameters.ask_customers,
         )
         return cls(
             rules,

@@ -128,6 +128,7 @@ class Rules:
     min_child_weight: float
     min_cohort: int
     min_gain: float
+    ask_customers: int = 0  # departments are not asked about nodes with fewer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -183,6 +184,7 @@ class Node:
     low: float = -np.inf  # bounds of what its leaves may say, from monotone splits above
     high: float = np.inf
     sums: Integers | None = field(default=None, repr=False)  # (3, columns)
+    is_asked: bool = True  # whether departments are, in a tree that asks
     split: Split | None = None  # None: a leaf
     gain: float = 0.0
     left: int = -1
@@ -295,6 +297,7 @@ class _Growth:
 
     def run(self) -> list[Node]:
         (root,) = self.nodes
+        root.is_asked = root.customers >= self.rules.ask_customers
         (root.sums,) = self.columns.sums([root])
         if self.rules.by_leaf:
             self.by_leaf(root)
@@ -357,13 +360,13 @@ class _Growth:
     def _choose(self, node: Node, allowed: Bools) -> Choice | None:
         if node.customers < 2 * self.rules.min_cohort or node.depth >= self.rules.max_depth:
             return None
-        columns = self.columns
+        columns, known = self.columns, self.columns.known()
         return choose_split(
             node,
             columns.candidates(node),
             columns.grid,
-            allowed,
-            columns.known(),
+            allowed if node.is_asked else allowed & known,
+            known,
             self.gradients,
             self.rules,
         )
@@ -418,13 +421,23 @@ class _Growth:
         return node
 
     def _fill(self, pairs: Sequence[tuple[Node, Node, Node]]) -> None:
-        """Ask for the left children; the right ones are what is left of their parents."""
+        """Ask for the left children; the right ones are what is left of their parents.
+
+        A bin of a small node holds few customers, and sums of few known numbers say which ones. So
+        of a pair with a small child, neither is asked: the other one would give it away. Both grow
+        on with what is known without asking.
+        """
+        for parent, left, right in pairs:
+            smaller = min(left.customers, right.customers)
+            left.is_asked = parent.is_asked and smaller >= self.rules.ask_customers
+            right.is_asked = left.is_asked
         asked = self.columns.sums([left for _, left, _ in pairs])
         for (parent, left, right), sums in zip(pairs, asked, strict=True):
             if parent.sums is None:
                 raise RuntimeError("a node is split before its sums are known")
             left.sums, right.sums = sums, parent.sums - sums
-            self.columns.check_sibling(right)
+            if right.is_asked:
+                self.columns.check_sibling(right)
             parent.sums = None
 
 

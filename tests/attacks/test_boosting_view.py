@@ -7,6 +7,7 @@ is run in test_linear_query_attacks.py; here the job refuses it.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from federation import wire
 from federation.channel import Channel, QueueTransport, in_process
 from federation.errors import IntegrityError
 from federation.tasks import boosting, vertical
+from federation.tasks.trees_columns import Plain
+from federation.tasks.trees_grow import Gradients, Node
 from federation.tasks.trees_local import LocalTrees
 from protocols import linear_query, rlwe
 from protocols.linear_query import Layout, Query
@@ -189,3 +192,42 @@ def test_too_many_queries_show_every_row_so_a_job_must_stay_within_its_budget() 
     parameters = make_trees_world().manifest(trees=200).trees
     for offer in boosting.offers(parameters, 10_000):
         assert offer.exposure <= 0.05
+
+
+def named_by_their_sums(customers: int, bins: int = 20) -> float:
+    """Share of a node's bins of one or two customers whose members follow from g and h alone."""
+    rng = np.random.default_rng(2)
+    g, h = rng.integers(-511, 512, customers), rng.integers(1, 512, customers)
+    of = rng.integers(0, bins, customers)
+    sums = {(int(g[i]), int(h[i])): {(i,)} for i in range(customers)}
+    for i in range(customers):
+        for j in range(i):
+            sums.setdefault((int(g[i] + g[j]), int(h[i] + h[j])), set()).add((j, i))
+    small = [tuple(np.flatnonzero(of == c)) for c in range(bins) if 1 <= (of == c).sum() <= 2]
+    found = [sums[int(g[list(m)].sum()), int(h[list(m)].sum())] == {m} for m in small]
+    return sum(found) / bins
+
+
+def test_sums_of_a_small_node_name_its_customers_so_departments_are_not_asked_about_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert named_by_their_sums(40) > 0.4
+    assert named_by_their_sums(200) == 0.0
+    asked, ask = list[int](), Plain.ask
+
+    def watch(self: Plain, gradients: Gradients, nodes: Sequence[Node]) -> object:
+        asked.extend(node.customers for node in nodes)
+        return ask(self, gradients, nodes)
+
+    monkeypatch.setattr(Plain, "ask", watch)
+    world = make_trees_world(3000, 2400)
+    fitted = world.pooled(trees=3, max_depth=5, ask_customers=200).fitted
+    assert min(asked) >= 200
+    assert len(asked) < sum(len(t.splits) for t in fitted.trees) // 2
+    smaller = [
+        min(tree.customers[tree.left[at]], tree.customers[tree.right[at]])
+        for tree in fitted.trees
+        for at, split in enumerate(tree.splits)
+        if split
+    ]
+    assert min(smaller) < 200

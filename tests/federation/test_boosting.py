@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 from sklearn.metrics import roc_auc_score
 
+from federation import drafts
 from federation.errors import IntegrityError, Refused, UsageError
 from federation.ledger import What
 from federation.objects import JobManifest, TreesParameters
@@ -228,6 +229,23 @@ def test_the_task_chooses_its_parameters(world: TreesWorld) -> None:
         JobManifest.model_validate({**manifest.model_dump(), "parameters": other.parameters})
     with pytest.raises(TypeError):
         _ = manifest.scorecard
+
+
+def test_a_draft_has_the_parameters_of_one_task() -> None:
+    text = drafts.template(
+        "trees-1",
+        bank="bank",
+        dataset="loans",
+        departments=[("tax", "filings")],
+        platform=None,
+        customers_max=900,
+        customers_min=800,
+    )
+    assert drafts.parse(text).parameters == drafts.parse(text).scorecard
+    trees = text[: text.index("[scorecard]")] + "[trees]\ntrees = 7\n"
+    assert drafts.parse(trees).parameters == TreesParameters(trees=7)
+    with pytest.raises(UsageError, match="one task"):
+        drafts.parse(text + "[trees]\n")
 
 
 @pytest.mark.parametrize(

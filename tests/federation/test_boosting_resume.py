@@ -60,8 +60,9 @@ def same(a: Tree, b: Tree) -> bool:
     return a.splits == b.splits and np.array_equal(a.values, b.values)
 
 
-@pytest.mark.parametrize("lost", [0, 1])
-@pytest.mark.parametrize("parameters", [{}, {"growth": "leaf", "max_leaves": 5, "thresholds": 1}])
+@pytest.mark.parametrize(
+    ("lost", "parameters"), [(0, {}), (1, {"growth": "leaf", "max_leaves": 5, "thresholds": 1})]
+)
 def test_finished_trees_are_taken_as_they_are_and_only_the_rest_is_asked(
     lost: int, parameters: dict[str, object]
 ) -> None:

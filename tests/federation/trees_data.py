@@ -22,7 +22,13 @@ from federation.tasks.trees_local import LocalTrees, local_trees_manifest, run_t
 from federation.tasks.trees_model import TreesResult
 from protocols.streams import Randomness
 
-SMALL: dict[str, object] = {"trees": 2, "max_depth": 3, "min_cohort": 15, "max_bins": 8}
+SMALL: dict[str, object] = {
+    "trees": 2,
+    "max_depth": 3,
+    "min_cohort": 15,
+    "max_bins": 8,
+    "ask_customers": 40,
+}
 
 
 @dataclass(frozen=True)
