@@ -18,7 +18,7 @@ Keys         pair mask = AES-256-CTR from 0 under HKDF(X25519 of fresh mask keys
 Session      digest of everything agreed before, all announcements and all coins. It enters every
              key: who is shown other announcements shares no mask and no seal with the rest.
 
-Security     against C together with fewer than 2t - n parties, all active (`Round.corrupt`): what
+Security     against C together with `Round.corrupt` parties, fewer than 2t - n, all active: what
              they learn follows from the honest survivors' sum. Two different survivor sets would
              need t signatures each, and an honest party signs one (check 3). For one set, an honest
              party gives one kind of share of a peer (5), so that of a survivor the mask key stays

@@ -133,11 +133,11 @@ def meet_in_the_middle(rest: NDArray[np.uint64], bound: int) -> Vector | None:
     first = masks[order, 0]
     wanted = rest[0] - masks[:, 0]  # m2 is at most `bound` away from it
     near = np.searchsorted(first, wanted - np.uint64(bound))
-    for one, at in enumerate(near.tolist()):
-        for two in order[at : at + 2].tolist():
-            x = (rest - masks[one] - masks[two]).view(np.int64)
-            if -bound <= int(x.min()) <= int(x.max()) <= bound:
-                return x
+    for two in (order[np.minimum(near + further, len(order) - 1)] for further in (0, 1)):
+        x = (rest - masks - masks[two]).view(np.int64)
+        (found,) = np.nonzero(((x >= -bound) & (x <= bound)).all(axis=1))
+        if len(found):
+            return x[found[0]]
     return None
 
 

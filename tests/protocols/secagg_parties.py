@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from numpy.typing import NDArray
 
@@ -43,13 +43,16 @@ class Certified:
     members: tuple[str, ...]
     secrets: Mapping[str, X25519PrivateKey] = field(repr=False)
     signers: Mapping[str, Ed25519PrivateKey] = field(repr=False)
+    verifiers: Mapping[str, Ed25519PublicKey] = field(repr=False)
 
     @classmethod
     def of(cls, members: tuple[str, ...], seed: str = "") -> "Certified":
+        signers = {m: Ed25519PrivateKey.from_private_bytes(digest(seed, "e", m)) for m in members}
         return cls(
             members,
             {m: X25519PrivateKey.from_private_bytes(digest(seed, "x", m)) for m in members},
-            {m: Ed25519PrivateKey.from_private_bytes(digest(seed, "e", m)) for m in members},
+            signers,
+            {m: key.public_key() for m, key in signers.items()},
         )
 
     @property
@@ -58,7 +61,7 @@ class Certified:
 
     def verify(self, org: str, message: bytes, signature: bytes) -> bool:
         try:
-            self.signers[org].public_key().verify(signature, message)
+            self.verifiers[org].verify(signature, message)
         except InvalidSignature:
             return False
         return True

@@ -16,7 +16,9 @@ from protocols.errors import ParameterError, ProtocolError
 from protocols.fixed_point import FixedPoint
 from protocols.secagg import (
     NO_COINS,
+    Coin,
     Coins,
+    Confirmation,
     Confirmations,
     Coordinator,
     Delivery,
@@ -52,7 +54,7 @@ def test_the_sum_of_ten_banks_is_exact_and_only_the_sum_is_shown() -> None:
     np.testing.assert_array_equal(session.run(vectors), sum(vectors.values()))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=20)
 @given(st.data())
 def test_the_sum_survives_any_n_minus_t_parties_vanishing_at_any_step(data: st.DataObject) -> None:
     round_ = round_of(data.draw(st.integers(3, 9), "parties"))
@@ -286,6 +288,31 @@ def test_an_announcement_with_one_bit_changed_is_refused_by_everybody(name: str)
         parties["bank01"].share(roll)
     with pytest.raises(ProtocolError, match=r"not signed|another round"):
         Coordinator(round_, certified.keys, certified.verify).announced(roll.announcements[1])
+
+
+def test_messages_with_fields_of_another_length_cannot_be_built() -> None:
+    said = party_of(round_of(3), "bank00").announce()
+    for name in ("context", "seal_key", "mask_key", "self_commitment", "coin_commitment"):
+        with pytest.raises(ProtocolError, match="31 bytes, 32 expected"):
+            replace(said, **{name: bytes(31)})
+    for signature in (b"", bytes(257)):
+        with pytest.raises(ProtocolError, match=f"a signature of {len(signature)} bytes"):
+            replace(said, signature=signature)
+        with pytest.raises(ProtocolError, match=f"a signature of {len(signature)} bytes"):
+            Confirmation("bank00", signature)
+    with pytest.raises(ProtocolError, match="33 bytes, 32 expected"):
+        Coin("bank00", bytes(33))
+    with pytest.raises(ProtocolError, match="81 bytes, 82 expected"):
+        SealedShare("bank00", "bank01", bytes(81))
+
+
+def test_an_announcement_of_somebody_else_is_refused_though_it_is_signed() -> None:
+    round_ = round_of(3)
+    certified = Certified.of(round_.members)
+    said = [party_of(round_, org).announce() for org in round_.members]
+    stranger = replace(said[2], party="bank99")
+    with pytest.raises(ProtocolError, match="nobody that the round names"):
+        Coordinator(round_, certified.keys, lambda *_: True).announced(stranger)
 
 
 def test_a_roll_that_is_short_unordered_or_without_the_party_is_refused() -> None:
@@ -706,7 +733,7 @@ def test_up_to_fifty_parties_everybody_is_everybodys_neighbour() -> None:
 
 def test_a_coin_that_was_not_promised_is_refused() -> None:
     round_ = round_of(51)
-    parties = {org: party_of(round_, org) for org in round_.members}
+    parties = Session(round_).parties
     roll = Roll(tuple(party.announce() for party in parties.values()))
     coins = tuple(party.reveal(roll) for party in list(parties.values())[:36])
     forged = replace(coins[1], value=digest("chosen by the coordinator"))
