@@ -364,7 +364,7 @@ class TreesParameters(Part):
     hessians: bool = True  # False: half the queries; curvature of a department's bins is estimated
     thresholds: Annotated[int, Field(ge=1, le=126)] = 3  # distinct, of a department's feature
     # Departments are not asked about smaller nodes: few customers a bin are named by their sums.
-    ask_customers: Annotated[int, Field(ge=0)] = 200
+    ask_customers: Annotated[int, Field(ge=0)] = 500
     learning_rate: DecimalText = "0.2"
     l2: DecimalText = "1.0"
     min_child_weight: DecimalText = "1.0"  # least sum of hessians in a leaf
