@@ -12,13 +12,14 @@ amendments add to it.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # imported where a table is read: every command would pay half a second
+    import pandas as pd
+    import pyarrow as pa
 
 CODE_LENGTH = 18
 ALPHABET = "0123456789ABCDEFGHJKLMNPQRTUWXY"  # GB 32100-2015 table 4: values 0 to 30
@@ -151,6 +152,8 @@ def _code_points(column: Column) -> list[NDArray[np.uint32]]:
     """Blocks of shape (rows, 19): zero behind the end, 19 characters where there are more."""
     if isinstance(column, np.ndarray) and column.dtype.kind in "SU":
         return [_fixed(column[at : at + BLOCK]) for at in range(0, len(column), BLOCK)]
+    import pyarrow as pa
+
     try:
         text = pa.array(column, type=pa.string(), from_pandas=True)
     except (TypeError, ValueError) as error:  # pyarrow's own are subclasses of these
@@ -170,6 +173,8 @@ def _fixed(rows: NDArray[np.generic]) -> NDArray[np.uint32]:
 
 
 def _sliced(text: pa.Array) -> NDArray[np.uint32]:
+    import pyarrow.compute as pc
+
     width = CODE_LENGTH + 1
     # A text may hold zero characters, which numpy would take for its end.
     clean = pc.replace_substring(pc.fill_null(text, ""), "\x00", "?")

@@ -21,9 +21,9 @@ from dataclasses import dataclass, field
 from datetime import date
 from io import StringIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from federation.codes import CODE_LENGTH, CodeFault, Codes, faults_of
@@ -32,6 +32,9 @@ from federation.objects import CoverKind, RegistrySnapshot
 from protocols import labels
 from protocols.row_keys import row_words
 from protocols.streams import digest
+
+if TYPE_CHECKING:  # a quarter of a second of every command that never reads a CSV
+    import pandas as pd
 
 CODE_DTYPE = f"S{CODE_LENGTH}"
 MAGIC = b"lianmo-registry/1\n"
@@ -155,6 +158,8 @@ def _lines(path: Path) -> list[str]:
 
 
 def _column_of_csv(path: Path, column: str) -> pd.Series[str]:
+    import pandas as pd
+
     try:
         table = pd.read_csv(StringIO(_text(path)), dtype=str, keep_default_na=False)
     except ValueError as error:

@@ -11,7 +11,6 @@ from typing import Any
 
 from federation.catalogue import Dataset, Level
 from federation.objects import CoverKind, DeclaredDisclosure, JobManifest, Role
-from protocols.row_key_agreement import provable_number
 
 EXPOSURE_WARNS = 0.02  # PROTOCOLS.md section 3, Exposure
 EXPOSURE_REFUSES = 0.05
@@ -128,6 +127,8 @@ def _cover(manifest: JobManifest) -> str:
 
 
 def _row_keys(manifest: JobManifest) -> str:
+    from protocols.row_key_agreement import provable_number  # numba: 0.3 s of every other command
+
     limits = manifest.limits
     if manifest.alignment == "voprf":
         return f"VOPRF: {limits.row_keys:,} enterprises at most can be opened"
