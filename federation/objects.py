@@ -348,6 +348,20 @@ class ScorecardParameters(Part):
     pdo: Annotated[int, Field(ge=1, le=1000)] = 40  # points that double the odds
     reason_codes: Annotated[int, Field(ge=0, le=10)] = 4
 
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        ranges = {
+            "min_iv": ("0", "10"),
+            "penalty": ("0.0001", "1000000"),
+            "resolution": ("0.01", "4"),
+            "score_range": ("1", "32"),
+            "hold_out": ("0.05", "0.9"),
+        }
+        for name, (low, high) in ranges.items():
+            if not Decimal(low) <= Decimal(getattr(self, name)) <= Decimal(high):
+                raise ValueError(f"{name} is between {low} and {high}")
+        return self
+
 
 class TreesParameters(Part):
     """Binning, growth and limits of boosted trees (PROTOCOLS.md section 7)."""

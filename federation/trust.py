@@ -150,8 +150,10 @@ class TrustStore:
             todo = "compare both clocks with `lianmo doctor`"
             raise IntegrityError(f"the {kind.kind} is from the future", todo=todo)
         for (card, record), signature in zip(signers, envelope.signatures, strict=True):
-            _require_usable(card, record, usage, made, now)
+            _require_usage(card, record, usage)
+            # before any date: of an altered object nothing is believed
             _require_signature(profile(card.profile), record, signature, envelope, card.org)
+            _require_in_force(card, record, made, now)
         first = signers[0]
         return Verified(
             object=found,
@@ -286,12 +288,14 @@ def _require_successor(old: Card, new: Card) -> None:
             raise Conflict("the newer card revives a revoked key", party=new.org)
 
 
-def _require_usable(
-    card: Card, record: KeyRecord, usage: Usage, made: datetime, now: datetime
-) -> None:
+def _require_usage(card: Card, record: KeyRecord, usage: Usage) -> None:
     if record.usage is not usage:
         what = f"signed with a {record.usage} key where a {usage} key is needed"
         raise IntegrityError(what, party=card.org)
+
+
+def _require_in_force(card: Card, record: KeyRecord, made: datetime, now: datetime) -> None:
+    usage = record.usage
     if record.since is not None and now >= utc_time(record.since):
         state = "on hold" if record.status is KeyStatus.HOLD else "revoked"
         raise Refused(f"the {usage} key of the signature is {state}", party=card.org)
