@@ -341,6 +341,28 @@ def test_a_second_roll_for_one_round_is_refused() -> None:
         parties[0].share(Roll(said[:-1]))
 
 
+def test_other_terms_for_a_round_that_began_are_refused() -> None:
+    round_, book = round_of(6), MemoryRoundBook()
+    party_of(round_, "bank00", book=book).announce()
+    for terms in ({"threshold": 6}, {"bound": 7}, {"statistic": digest("another")}):
+        with pytest.raises(ProtocolError, match="another context"):
+            party_of(replace(round_, **terms), "bank00", book=book).announce()
+    party_of(round_, "bank00", book=book).announce()
+
+
+def test_a_vector_is_masked_for_one_set_of_sharers() -> None:
+    session = Session(round_of(6))
+    session.until_delivery()
+    own, zeros = session.coordinator.delivery("bank00"), np.zeros(5, np.int64)
+    party = session.parties["bank00"]
+    fewer = Delivery(own.sharers[:-1], own.shares[:-1])
+    first = party.mask(fewer, zeros)
+    with pytest.raises(ProtocolError, match="another set of sharers"):
+        party.mask(own, zeros)
+    assert party.mask(fewer, zeros) == first
+    assert set(party._masked.held) == set(fewer.sharers)  # type: ignore[union-attr]  # set by mask
+
+
 def test_equal_announced_keys_are_refused() -> None:
     round_ = round_of(3)
     certified = Certified.of(round_.members)
@@ -423,6 +445,14 @@ def test_confirmations_are_enough_distinct_and_signed_on_this_very_set() -> None
     parties["bank00"].unmask(Confirmations(given))
 
 
+def test_a_confirmation_of_a_party_that_is_not_in_the_sum_is_refused() -> None:
+    session = at_survivors()
+    c, dead = session.coordinator, Certified.of(session.round.members).signers["bank04"]
+    statement = c._ground.statement(c._sharers, session.survivors.parties)
+    with pytest.raises(ProtocolError, match="bank04 has no part in the confirmations"):
+        c.confirmed(Confirmation("bank04", dead.sign(statement)))
+
+
 def test_steps_out_of_order_are_our_own_bug() -> None:
     session = Session(round_of(3))
     party = session.parties["bank00"]
@@ -471,6 +501,8 @@ def test_masked_vectors_of_another_length_or_session_are_refused() -> None:
     session = at_shares()
     c = session.coordinator
     good = session.parties["bank00"].mask(c.delivery("bank00"), np.zeros(5, np.int64))
+    with pytest.raises(ProtocolError, match="bank77 did not share"):
+        c.delivery("bank77")
     for bad, text in (
         (replace(good, words=good.words[:-1]), "39 bytes, 40 expected"),
         (replace(good, sharers=digest("other")), "other sharers"),
@@ -724,6 +756,7 @@ def test_neighbours_are_mutual_and_follow_from_the_seed() -> None:
         assert all(name in one.neighbours(peer) for peer in one.neighbours(name))
         assert one.holders(name) == tuple(sorted({name, *one.neighbours(name)}))
     assert sorted(one.index(name) for name in names) == list(range(1, 71))
+    assert one.threshold == 13  # of 23 holders, when 10 more may go and 10 are corrupt
 
 
 def test_up_to_fifty_parties_everybody_is_everybodys_neighbour() -> None:
