@@ -17,6 +17,7 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.exc import OperationalError
 
 from clients.home import Home
-from clients.store import AuditRow, AuditSaltRow, CheckpointRow, Store
+from clients.store import BUSY_TIMEOUT_S, AuditRow, AuditSaltRow, CheckpointRow, Store
 from federation.audit import (
     ACTION_OF_DECISION,
     SALT_BYTES,
@@ -202,8 +203,8 @@ class AuditLog:
             policy=policy,
         )
 
-    def ran(self, record: Envelope, now: datetime) -> bytes:
-        """The signed record of an attempt that ended; returns the receipt's file."""
+    def ran(self, record: Envelope, now: datetime) -> Receipt:
+        """The signed record of an attempt that ended; returns its receipt."""
         told = record.unverified(RunRecord)
         outcome = {"succeeded": Result.SUCCEEDED, "stopped": Result.STOPPED}.get(told.outcome)
         entry = self.append(
@@ -215,7 +216,7 @@ class AuditLog:
             job=told.manifest,
             attempt=told.attempt,
         )
-        return self.receipt(entry.seq).to_json()
+        return self.receipt(entry.seq)
 
     def trust_card(self, envelope: Envelope, now: datetime) -> Card:
         """Trust a card (`Home.trust_card`); one that was trusted already makes no entry."""
@@ -402,12 +403,20 @@ class AuditLog:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """No other writer, thread or process, between a commit and its checkpoint's file."""
+        """No other writer, thread or process, between a commit and its checkpoint's file.
+
+        Raises Unavailable if one holds it for long: it may have been stopped in the middle.
+        """
         if self._store.is_together:
             raise RuntimeError("the lock of the audit log is held by this very thread")
         handle = os.open(self._home.log / ".audit.lock", os.O_RDWR | os.O_CREAT, SECRET_MODE)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            deadline = time.monotonic() + BUSY_TIMEOUT_S
+            while not _locked(handle):
+                if time.monotonic() > deadline:
+                    todo = "look for a `lianmo` process of this home that hangs"
+                    raise Unavailable("another process holds the audit log", todo=todo)
+                time.sleep(0.01)
             yield
         finally:
             os.close(handle)  # and with it the lock
@@ -519,6 +528,14 @@ class AuditLog:
 
 
 # --- helpers --------------------------------------------------------------------------------------
+
+
+def _locked(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _leaf_hash(entry: AuditEntry) -> bytes:

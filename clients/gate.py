@@ -128,11 +128,11 @@ class Gate:
         Without this it counts with all that it declared, which is right for one that may go on.
         manifest: the digest, as in `Admission.job`; nothing happens if it was never admitted.
         """
-        tokens = self._store.answers.tokens(manifest, attempt)
-        if tokens:  # a department: what it asked of others was about its own columns as well
-            tokens += self._store.spent.tokens(manifest, attempt)
         now = self._now()
         with self._audit.together(now):
+            tokens = self._store.answers.tokens(manifest, attempt)
+            if tokens:  # a department: what it asked of others was about its own columns as well
+                tokens += self._store.spent.tokens(manifest, attempt)
             if self._store.exposure.close(manifest, attempt, tokens, now):
                 self._audit.append(
                     Action.ATTEMPT_CLOSED,

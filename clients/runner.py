@@ -34,7 +34,7 @@ from clients.home import Home
 from federation import fab as fabs
 from federation import keyring
 from federation.api import TRAIN_HOLD_S, JobStatus, ProgressBody, TrainOrder, TrainReply
-from federation.audit import Check
+from federation.audit import Check, Receipt
 from federation.channel import Channel, Transport
 from federation.checks import ApprovedJob
 from federation.envelope import Envelope, sign
@@ -136,8 +136,8 @@ class Audit(Protocol):
     ) -> object:
         """An order that did not come as far as the gate."""
 
-    def ran(self, record: Envelope, now: datetime) -> bytes:
-        """An attempt's signed record; returns the receipt's file."""
+    def ran(self, record: Envelope, now: datetime) -> Receipt:
+        """An attempt's signed record; returns its receipt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,7 +323,10 @@ class Runner:
             reply = TrainReply(state="failed", stage=job.stage, reference=reference)
         finally:
             job.close()
+        try:
             self._gate.close(job.admission.job.digest, job.number)
+        except LianmoError as error:  # it then goes on counting with all that it declared
+            log.error("attempt not closed", extra=job.ids | {"reason": str(error)})
         attempt.reply = reply
         attempt.done.set()
 
@@ -370,11 +373,14 @@ class Runner:
         record = sign(job.record(state, outcome, began, self._now()), self._home.key(Usage.RUN))
         _write(job.folder / "record.json", record.to_json())
         receipt = self._audit.ran(record, self._now())
-        for folder in (job.folder, job.folder.parent):  # the job's newest one stands above
-            _write(folder / "receipt.json", receipt)
+        _write(job.folder / "receipt.json", receipt.to_json())
+        told = {"record.json": record.to_json(), "receipt.json": receipt.to_json()}
+        for name, content in told.items():
+            _write(job.folder.parent / name, content)  # the newest attempt's
         stage = "" if state == "succeeded" else job.stage
         reply = TrainReply.model_validate(
             {"state": state, "stage": stage, "reference": reference, "record": record}
+            | {"receipt": receipt}
         )
         _write(job.folder / "reply.json", reply.model_dump_json().encode())
         return reply

@@ -14,6 +14,7 @@ from typing import Annotated, Generic, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
+from federation.audit import Receipt
 from federation.envelope import Envelope
 from federation.errors import (
     Conflict,
@@ -176,6 +177,7 @@ class JobDetail(JobSummary):
     attempt: Count
     run_id: Shown | None = None
     records: tuple[Envelope, ...] = ()  # signed run records, of all attempts
+    receipts: tuple[Receipt, ...] = ()  # that these stand in their parties' audit logs
     progress: Mapping[OrgId, ProgressEntry] = Field(default_factory=dict)
 
 
@@ -226,6 +228,7 @@ class TrainReply(Body):
     stage: Text = ""
     reference: Text = ""  # of the reason in the node's own log
     record: Envelope | None = None
+    receipt: Receipt | None = None  # of the record
 
 
 class RunReport(Body):
@@ -235,6 +238,7 @@ class RunReport(Body):
     org: OrgId | None = None
     text: Text = ""
     record: Envelope | None = None
+    receipt: Receipt | None = None
     replies: Mapping[OrgId, TrainReply] = Field(default_factory=dict)  # with `ended`
 
 

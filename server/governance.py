@@ -42,6 +42,7 @@ from federation.api import (
     TrainOrder,
     TrainReply,
 )
+from federation.audit import Receipt
 from federation.catalogue import CATALOGUE_USAGE, Dataset
 from federation.checks import check_job
 from federation.envelope import Envelope
@@ -297,6 +298,9 @@ class Governance:
             attempt=row.attempt,
             run_id=row.run_id,
             records=tuple(Envelope.from_json(item.envelope) for item in records),
+            receipts=tuple(
+                Receipt.from_json(item.receipt) for item in records if item.receipt is not None
+            ),
             progress=progress,
         )
 
@@ -416,7 +420,7 @@ class Governance:
             if body.state == "log":
                 self._event(session, row, "log", org=body.org, text=body.text)
             elif body.state == "record" and body.record is not None and body.org is not None:
-                self._keep_record(session, row, body.org, body.record)
+                self._keep_record(session, row, body.org, body.record, body.receipt)
             elif body.state == "ended":
                 self._finish(session, row, body.replies)
         self._announce()
@@ -536,7 +540,15 @@ class Governance:
         rows = session.scalars(sa.select(OrganisationRow).where(OrganisationRow.org.in_(orgs)))
         return {row.org: int(row.node_id) for row in rows}
 
-    def _keep_record(self, session: Session, row: JobRow, org: str, envelope: Envelope) -> None:
+    def _keep_record(
+        self,
+        session: Session,
+        row: JobRow,
+        org: str,
+        envelope: Envelope,
+        receipt: Receipt | None,
+    ) -> None:
+        """A record that verifies; its receipt as it came, for whoever asks to verify."""
         shown = self._trust().verify(envelope, RunRecord, Usage.RUN, self._now(), org)
         record = shown.object
         if (record.org, record.manifest) != (org, row.manifest_digest):
@@ -554,6 +566,7 @@ class Governance:
                     attempt=record.attempt,
                     outcome=record.outcome,
                     envelope=envelope.to_json(),
+                    receipt=None if receipt is None else receipt.to_json(),
                 )
             )
             self._event(session, row, "record", org=org, text=record.outcome)

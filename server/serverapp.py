@@ -142,7 +142,8 @@ class Conversation:
     def _conclude(self, party: _Party, said: TrainReply) -> None:
         party.last = said
         if said.record is not None:
-            self._grid.report(RunReport(state="record", org=party.org, record=said.record))
+            told = {"org": party.org, "record": said.record, "receipt": said.receipt}
+            self._grid.report(RunReport.model_validate({"state": "record", **told}))
         if said.state != "succeeded":
             text = f"{said.state}{f' at stage {said.stage}' if said.stage else ''}"
             self._grid.report(RunReport(state="log", org=party.org, text=text))

@@ -130,6 +130,7 @@ class RecordRow(Base):
     attempt: Mapped[int] = mapped_column(sa.Integer)
     outcome: Mapped[str] = mapped_column(sa.String(16))
     envelope: Mapped[bytes] = mapped_column(sa.LargeBinary)
+    receipt: Mapped[bytes | None] = mapped_column(sa.LargeBinary)  # from the party's audit log
 
 
 class EventRow(Base):

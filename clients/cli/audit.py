@@ -66,7 +66,7 @@ def verify(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Compute the whole log again, and hold the node's database against it."""
+    """Compute the whole log again and hold the database against it; no witness does so yet."""
     from clients.cli.receipt import read_receipt
     from federation.audit import verify_receipt
 
@@ -109,7 +109,7 @@ def receipt(
     out: Annotated[Path | None, typer.Option(help="A file instead of stdout.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Give out the receipt of one entry, for others to verify with our card alone."""
+    """Give out an entry's receipt, to verify with our card alone; uncosigned: without witnesses."""
     from clients.cli.receipt import write_receipt
 
     with _opened() as (log, _):

@@ -42,7 +42,7 @@ def verify(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Verify receipts: no server, no database, only the cards of the logs' owners."""
+    """Verify receipts with the log owners' cards alone; uncosigned: no witness has seen the log."""
     from federation.audit import require_one_history, verify_receipt
 
     trust = _trust(card)

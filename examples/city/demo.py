@@ -8,7 +8,8 @@ has a home of its own.
 2. each organisation registers its table and publishes what it holds
 3. the bank drafts and submits a job; every owner reviews and approves exactly that manifest
 4. the nodes train a scorecard: encrypted queries, sealed columns, nothing raw leaves its owner
-5. the bank reads its report; was it worth it?
+5. every party's receipt of what it did is verified by another one, with no server
+6. the bank reads its report; was it worth it?
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def say(org: str, arguments: Sequence[str]) -> None:
 
 
 def main() -> int:
-    """Run the demo; 0 if the joint model is there and better than the bank's own."""
+    """Run the demo; 0 if all receipts verify and the joint model beats the bank's own."""
     began = time.monotonic()
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)
@@ -83,12 +84,14 @@ def main() -> int:
             publish(city, tables)
             propose_and_approve(city)
             train(city)
-            summary = conclude(city, tables, began)
+            verified = verify_receipts(city)
+            summary = conclude(city, tables, verified, began)
         except LianmoError as error:
             console.print(f"[red]error:[/red] {escape(str(error))}")
             return error.exit_code
     auc = summary["scorecard"]["auc"]
-    return 0 if auc["joint"] > auc["bank_only"] else 1
+    is_good = summary["receipts_verified"] and auc["joint"] > auc["bank_only"]
+    return 0 if is_good else 1
 
 
 def found(city: Sandbox) -> None:
@@ -153,9 +156,35 @@ def train(city: Sandbox) -> None:
         raise LianmoError("the job did not succeed", party=BANK.org, todo="see the log above")
 
 
-def conclude(city: Sandbox, tables: dict[str, Path], began: float) -> dict[str, Any]:
+def verify_receipts(city: Sandbox) -> bool:
+    """Each party's receipt, and the record it is of, go to the next party, which verifies them."""
+    step(5, "Every party has a receipt of what it did; another one verifies it, with no server")
+    parties = [member.org for member in (BANK, *DEPARTMENTS)]
+    given = OUT / "receipts"
+    given.mkdir()
+    for org in parties:
+        for name in ("receipt", "record"):
+            shutil.copyfile(city.home(org) / "runs" / JOB / f"{name}.json", given / f"{org}.{name}")
+    files = {org: (str(given / f"{org}.receipt"), str(given / f"{org}.record")) for org in parties}
+    done = city.everybody(
+        (judge, ("receipt", "verify", files[org][0], "--object", files[org][1], "--json"))
+        for org, judge in zip(parties, parties[1:] + parties[:1], strict=True)
+    )
+    found = [outcome.json() for outcome in done]  # a receipt that does not verify ends the demo
+    logs = city.everybody((org, ("audit", "verify", "--json")) for org in parties)
+    for org, item in zip(parties, found, strict=True):
+        console.print(f"  {org:<18}entry {item['seq']} of {item['tree_size']}, {item['status']}")
+    return all(
+        item["verified"] and (item["org"], item["action"]) == (org, "run-recorded")
+        for org, item in zip(parties, found, strict=True)
+    ) and all(outcome.json()["ok"] for outcome in logs)
+
+
+def conclude(
+    city: Sandbox, tables: dict[str, Path], receipts_verified: bool, began: float
+) -> dict[str, Any]:
     """Report, comparison with pooled data, summary."""
-    step(5, "Was it worth it?")
+    step(6, "Was it worth it?")
     page = OUT / "report.html"
     data = city.run(BANK.org, "job", "report", JOB, "--html", str(page), "--json").json()
     pooled = baseline.pooled(city, JOB, tables)
@@ -178,7 +207,8 @@ def conclude(city: Sandbox, tables: dict[str, Path], began: float) -> dict[str, 
             "bytes": data["bytes"],
         },
         "disclosures": data["disclosures"],
-        "receipts_verified": False,  # there are no receipts yet
+        "receipts_verified": receipts_verified,
+        "receipts": "uncosigned",  # there are no witnesses yet
         "seconds_total": round(seconds, 1),
         "versions": {
             name: metadata.version(name) for name in ("lianmo", "flwr", "torch", "numpy", "numba")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import sqlite3
 from collections.abc import Iterator
@@ -160,7 +161,7 @@ def test_the_receipt_of_a_run_is_about_its_signed_record(node: LoggedNode) -> No
         ended=utc_text(NOW),
     )
     signed = sign(record, node.home.key(Usage.RUN))
-    receipt = Receipt.from_json(node.log.ran(signed, NOW + timedelta(minutes=9)))
+    receipt = node.log.ran(signed, NOW + timedelta(minutes=9))
     found = verify_receipt(receipt, node.home.trust()).entry
     assert (found.action, found.outcome) == (Action.RUN_RECORDED, Result.FAILED)
     assert (found.object, found.job, found.attempt) == (record.digest(), JOBS[0], 1)
@@ -205,6 +206,17 @@ def test_a_full_disk_is_said_and_the_log_stays_whole(node: LoggedNode) -> None:
         fill()
     with reopened(node.home) as again:
         assert again.log.verify().problems == ()
+
+
+def test_a_process_that_hangs_in_the_log_stops_the_others_for_a_while_only(
+    node: LoggedNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clients.audit.BUSY_TIMEOUT_S", 0.1)
+    with (node.home.log / ".audit.lock").open("r+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(Unavailable, match="holds the audit log"):
+            node.log.append(Action.CARD_TRUSTED, "a" * 64, NOW + timedelta(hours=1))
+    node.log.append(Action.CARD_TRUSTED, "a" * 64, NOW + timedelta(hours=1))
 
 
 # --- commands -------------------------------------------------------------------------------------

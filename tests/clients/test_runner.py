@@ -18,7 +18,7 @@ from clients.home import Home
 from clients.runner import ATTEMPTS_MAX, Admission, Books, Outcome, Runner, pair_seeds
 from federation import fab
 from federation.api import JobStatus, ProgressAnswer, ProgressBody, TrainOrder, TrainReply
-from federation.audit import Check
+from federation.audit import Check, Receipt
 from federation.channel import QueueTransport, Transport
 from federation.checks import ApprovedJob, check_job
 from federation.envelope import Envelope, sign
@@ -107,6 +107,9 @@ class Board:
         return ProgressAnswer(status=self.status)
 
 
+RECEIPT = Receipt(org=TAX, key_id="0" * 32, origin="a-log", leaf="", proof="")
+
+
 @dataclass
 class Entries:
     """In place of the audit log: what it was told."""
@@ -119,9 +122,9 @@ class Entries:
     ) -> None:
         self.refusals.append((attempt, check))
 
-    def ran(self, record: Envelope, now: datetime) -> bytes:
+    def ran(self, record: Envelope, now: datetime) -> Receipt:
         self.records.append(record)
-        return b"receipt"
+        return RECEIPT
 
 
 class City:
@@ -209,8 +212,9 @@ def test_an_order_is_run_once_and_its_last_word_is_kept(city: City) -> None:
     assert found.output is not None
     assert city.gates[TAX].closed == [1]
     assert city.audits[TAX].records == [first.record]
-    receipts = list(city.homes[TAX].path.rglob("receipt.json"))
-    assert [file.read_bytes() for file in receipts] == [b"receipt"] * 2  # the attempt's, the job's
+    assert first.receipt == RECEIPT
+    receipts = city.homes[TAX].path.rglob("receipt.json")  # the attempt's, and the job's newest
+    assert [file.read_bytes() for file in receipts] == [RECEIPT.to_json()] * 2
 
 
 def test_a_long_run_is_answered_with_running_until_it_ends(city: City) -> None:

@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from federation.api import JobStatus, ProgressBody, RunReport
+from federation.audit import Receipt
 from federation.catalogue import CATALOGUE_USAGE, Dataset, Field, FieldType
 from federation.errors import Conflict, IntegrityError, LianmoError, NotFound, Refused, UsageError
 from federation.objects import Decision, Limits, RefusalCode, Usage, utc_text
@@ -262,6 +263,17 @@ def test_a_job_succeeds_with_a_good_record_of_every_party(site: Governed) -> Non
     assert found.status is JobStatus.SUCCEEDED
     assert len(found.records) == 3
     assert site.membership()["jobs"] == {}
+
+
+def test_the_receipt_of_a_record_is_handed_on_as_it_came(site: Governed) -> None:
+    """Who asks verifies it: the coordinator neither can nor has to."""
+    manifest = site.running()
+    receipt = Receipt(org="tax", key_id="0" * 32, origin="a-log", leaf="AAAA", proof="p")
+    run_id, record = site.launched[-1].run_id, site.record(TAX, manifest)
+    for _ in range(2):  # a repeat changes nothing
+        body = RunReport(state="record", org="tax", record=record, receipt=receipt)
+        site.governance.report(run_id, body)
+    assert site.governance.job("bank-a", site.name(manifest)).receipts == (receipt,)
 
 
 def test_words_without_records_are_no_success(site: Governed) -> None:
