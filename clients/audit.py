@@ -88,7 +88,12 @@ class AuditLog:
     @property
     def origin(self) -> str:
         """The log's name in checkpoints."""
-        return log_origin(self._home.own())
+        return log_origin(self._card)
+
+    @property
+    def _card(self) -> Card:
+        """The own card, which the trust store keeps read and verified until its file changes."""
+        return self._home.trust().card(self._home.org)
 
     # --- writing ----------------------------------------------------------------------------------
 
@@ -147,7 +152,7 @@ class AuditLog:
                 seq=0 if before is None else before.seq + 1,
                 time=_not_before(now, before),
                 tick=max(_milliseconds(now), before.tick + 1 if before is not None else 0),
-                actor=self._home.own().of_usage(actor)[-1].key_id,
+                actor=self._card.of_usage(actor)[-1].key_id,
                 action=action,
                 object=digest,
                 outcome=outcome,
@@ -295,7 +300,7 @@ class AuditLog:
             signed = self.checkpoint()
             size = signed.checkpoint.size
             proof = merkle.Receipt(seq, tuple(self._tree.inclusion_proof(seq, size)), signed)
-        return Receipt.of(self._home.own(), self._key_id(signed), entry.payload(), proof)
+        return Receipt.of(self._card, self._key_id(signed), entry.payload(), proof)
 
     def require_holds(self, receipt: Receipt) -> None:
         """This log goes on from the one that a receipt of ours shows, or IntegrityError.
@@ -464,7 +469,7 @@ class AuditLog:
                 return
         # Before the first entry: from now on a missing file means that somebody took it away.
         self._write(self._sign(merkle.Checkpoint(self.origin, 0, merkle.EMPTY_ROOT)))
-        self.append(Action.LOG_BEGUN, self._home.own().digest(), now)
+        self.append(Action.LOG_BEGUN, self._card.digest(), now)
         for item in self._store.exposure.all():
             scope = exposure_scope(item.bank, item.dataset)
             actions = (Action.ATTEMPT, Action.ATTEMPT_CLOSED)
@@ -503,7 +508,7 @@ class AuditLog:
 
     def _key_id(self, signed: merkle.SignedCheckpoint) -> str:
         """Which of this organisation's log keys signed; IntegrityError if none did."""
-        for record in self._home.own().keys:
+        for record in self._card.keys:
             if record.usage is Usage.LOG:
                 try:
                     merkle.verify_checkpoint(signed, self.origin, public_key(record))

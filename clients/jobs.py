@@ -22,7 +22,7 @@ from clients.home import Home
 from clients.store import Datasets, Exposure, Jobs, Registries, Store
 from federation import drafts
 from federation.api import Event, JobDetail
-from federation.audit import Action
+from federation.audit import Action, Receipt, verify_receipt
 from federation.catalogue import CATALOGUE_USAGE, Dataset
 from federation.checks import check_manifest
 from federation.envelope import Envelope, sign
@@ -41,8 +41,10 @@ from federation.objects import (
 )
 from federation.package import package_sha256
 from federation.review import Review, review
+from federation.trust import TrustStore
 
 WATCH_WAIT_S = 20.0
+WRONG = "wrong"  # a receipt that does not verify
 
 
 def catalogue(
@@ -288,6 +290,7 @@ class Disclosures(BaseModel):
     manifest: str
     attempt: int
     lines: tuple[DisclosureLine, ...]
+    receipts: dict[str, str]  # of the records in their parties' audit logs, by organisation
     missing: tuple[str, ...]  # parties with no record of that attempt
     problems: tuple[str, ...]  # beyond the declared, or told in two ways
 
@@ -299,12 +302,17 @@ def disclosures(home: Home, client: CoordinatorClient, job: str, now: datetime) 
     digest = manifest.digest()
     told: dict[tuple[str, str, What], dict[str, DeclaredDisclosure]] = {}
     seen, problems, is_whole = set(), [], True
+    receipts = {item.org: item for item in detail.receipts}  # of several, the last attempt's
+    status: dict[str, str] = {}
     for envelope in detail.records:
         record = trust.verify(envelope, RunRecord, Usage.RUN, now).object
         if record.manifest != digest:
             raise IntegrityError("a run record of another job", party=record.org)
         if record.attempt == detail.attempt:
             seen.add(record.org)
+            status[record.org] = _receipt_of(record, receipts.get(record.org), trust)
+            if status[record.org] == WRONG:
+                problems.append(f"{record.org}: the receipt of its record does not verify")
             is_whole &= record.outcome == "succeeded"  # else one may know of more than the other
             for item in record.disclosures:
                 told.setdefault((item.source, item.to, item.what), {})[record.org] = item
@@ -336,9 +344,22 @@ def disclosures(home: Home, client: CoordinatorClient, job: str, now: datetime) 
         manifest=digest,
         attempt=detail.attempt,
         lines=tuple(lines),
+        receipts=status,
         missing=tuple(org for org in parties if org not in seen),
         problems=tuple(problems),
     )
+
+
+def _receipt_of(record: RunRecord, receipt: Receipt | None, trust: TrustStore) -> str:
+    """What the receipt of a record is worth."""
+    if receipt is None:
+        return "none"
+    try:
+        found = verify_receipt(receipt, trust)
+    except LianmoError:
+        return WRONG
+    is_of_it = (found.org, found.entry.object) == (record.org, record.digest())
+    return found.status if is_of_it else WRONG
 
 
 def follow(client: CoordinatorClient, job: str) -> Iterator[tuple[JobDetail, list[Event]]]:

@@ -202,6 +202,8 @@ def disclosures(job: JobName, as_json: JsonFlag = False) -> None:
     with _client(home) as client:
         found = jobs.disclosures(home, client, job, _now())
     emit(found, as_json, lambda: _disclosures_text(found))
+    for org, status in found.receipts.items():
+        say(f"receipt of {org}'s record: {status}")
     for org in found.missing:
         say(f"no run record of {org} yet: what it tells is not in the table")
     for text in found.problems:

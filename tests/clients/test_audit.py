@@ -12,16 +12,18 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, event, text
+from sqlalchemy.exc import DBAPIError
 
 from clients.audit import AuditLog
 from clients.cli.main import call
-from clients.store import Reservation
+from clients.store import Reservation, Store
 from federation.audit import Action, LogState, Receipt, Result, commit, verify_receipt
 from federation.envelope import sign
 from federation.errors import IntegrityError, NotFound, Refused, Unavailable
 from federation.objects import Decision, RunRecord, Usage, utc_text
 from tests.clients.audit_log import CANARY, JOBS, NOW, SUBJECT, LoggedNode, make_node, reopened
+from tests.clients.test_store import postgresql  # noqa: F401 - a fixture
 
 
 @pytest.fixture
@@ -217,6 +219,31 @@ def test_a_process_that_hangs_in_the_log_stops_the_others_for_a_while_only(
         with pytest.raises(Unavailable, match="holds the audit log"):
             node.log.append(Action.CARD_TRUSTED, "a" * 64, NOW + timedelta(hours=1))
     node.log.append(Action.CARD_TRUSTED, "a" * 64, NOW + timedelta(hours=1))
+
+
+def test_the_log_is_the_same_on_postgresql(
+    tmp_path: Path,
+    postgresql: str,  # noqa: F811 - the fixture
+    request: pytest.FixtureRequest,
+) -> None:
+    with make_node(tmp_path) as made:
+        store = Store.open(postgresql)
+        request.addfinalizer(store.close)
+        node = LoggedNode(made.home, store, AuditLog(made.home, store))
+        node.history()
+        assert node.log.verify().problems == ()
+        with ThreadPoolExecutor(3) as pool:
+            digests = [f"{n:064x}" for n in range(6)]
+            list(pool.map(lambda d: node.log.append(Action.CARD_TRUSTED, d, NOW), digests))
+        assert node.log.erase_salts([4], NOW) == 1
+        found = node.log.verify()
+        assert (found.problems, found.entries, found.erased) == ((), 16, 1)
+        for statement in ("DELETE FROM audit_entry", "TRUNCATE audit_checkpoint"):
+            with pytest.raises(DBAPIError, match="append-only"), store.writing() as session:
+                session.execute(text(statement))
+        with store.writing() as session:
+            session.execute(text("UPDATE exposure SET tokens = 0"))
+        assert node.log.verify().problems
 
 
 # --- commands -------------------------------------------------------------------------------------

@@ -249,6 +249,44 @@ def _disguises(text: str) -> list[bytes]:
     return found
 
 
+def test_every_party_s_receipt_verifies_at_another_one_and_every_log_fits_its_database(
+    city: City,
+) -> None:
+    orgs = ["bank", *DEPARTMENTS]
+    for org, judge in zip(orgs, orgs[1:] + orgs[:1], strict=True):
+        files = [
+            str(city.box.home(org) / "runs" / JOB / f"{n}.json") for n in ("receipt", "record")
+        ]
+        told = ("receipt", "verify", files[0], "--object", files[1], "--json")
+        found = city.box.run(judge, *told).json()
+        assert (found["org"], found["action"], found["outcome"]) == (
+            org,
+            "run-recorded",
+            "succeeded",
+        )
+        assert found["status"] == "uncosigned"
+    for org in ("platform", *orgs):
+        found = city.box.run(org, "audit", "verify", "--json").json()
+        assert (found["ok"], found["problems"]) == (True, [])
+        leaves = city.box.run(org, "audit", "show", "--json").out
+        assert not [code for code in city.registry.astype(str) if code in leaves]
+        assert str(CANARY) not in leaves
+    shown = city.box.run("tax", "audit", "show", "--job", JOB, "--json").json()
+    actions = [item["action"] for item in shown]
+    assert actions == ["job-approved", "attempt", "run-recorded", "attempt-closed"]
+    assert shown[1]["amount"] >= shown[3]["amount"] > 0
+
+
+def test_what_really_happened_is_told_by_the_records_of_all(city: City) -> None:
+    found = city.box.run("court", "job", "disclosures", JOB, "--json").json()
+    assert (found["problems"], found["missing"]) == ([], [])
+    assert found["receipts"] == dict.fromkeys(("bank", *DEPARTMENTS), "uncosigned")
+    assert len(found["lines"]) == len(city.manifest.disclosures)
+    happened = [line for line in found["lines"] if line["happened"]]
+    assert all(line["happened"] <= line["declared"] for line in happened)
+    assert {line["what"] for line in happened} >= {"query_sums", "bin_counts", "points_tables"}
+
+
 def test_asking_again_for_a_finished_job_changes_nothing(city: City) -> None:
     again = city.box.run("tax", "job", "approve", JOB, "--manifest", "0" * 64, check=False)
     assert again.code == 4
