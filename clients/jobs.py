@@ -12,15 +12,14 @@ import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
 from clients.audit import AuditLog
 from clients.coordinator_client import CoordinatorClient
-from clients.gate import Gate
 from clients.home import Home
 from clients.store import Datasets, Exposure, Jobs, Registries, Store
-from federation import drafts
 from federation.api import Event, JobDetail
 from federation.audit import Action, Receipt, verify_receipt
 from federation.catalogue import CATALOGUE_USAGE, Dataset
@@ -40,8 +39,10 @@ from federation.objects import (
     utc_text,
 )
 from federation.package import package_sha256
-from federation.review import Review, review
 from federation.trust import TrustStore
+
+if TYPE_CHECKING:  # heavy: imported by the commands that need them
+    from federation.review import Review
 
 WATCH_WAIT_S = 20.0
 WRONG = "wrong"  # a receipt that does not verify
@@ -75,6 +76,8 @@ def draft_text(
     openings: int,
 ) -> str:
     """A `job.toml` to start from; the customers' figures default to the dataset's own."""
+    from federation import drafts
+
     pairs = []
     for item in departments:
         org, slash, name = item.partition("/")
@@ -104,6 +107,9 @@ def submit(
     home: Home, store: Store, client: CoordinatorClient, draft: Path, now: datetime
 ) -> JobDetail:
     """Build, sign and send the manifest of a draft."""
+    from clients.gate import Gate
+    from federation import drafts
+
     try:
         text = draft.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -172,6 +178,8 @@ def review_job(
     home: Home, store: Store, client: CoordinatorClient, job: str, now: datetime
 ) -> Review:
     """A job as this organisation's approver has to see it."""
+    from federation.review import review
+
     manifest = manifest_of(home, client.job(job), now)
     own = {party.org: party for party in manifest.parties}.get(home.org)
     before = 0

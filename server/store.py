@@ -169,7 +169,11 @@ class Store:
     """The database behind governance; opening it brings the schema up to date."""
 
     def __init__(self, url: str) -> None:
-        self.engine = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+        self.engine = sa.create_engine(
+            url,
+            hide_parameters=True,  # of a failed statement: they would stand in the log
+            pool_pre_ping=not url.startswith("sqlite"),
+        )
         if self.engine.dialect.name == "sqlite":
             event.listen(self.engine, "connect", _sqlite_settings)
             event.listen(self.engine, "begin", _sqlite_begin)
