@@ -276,18 +276,20 @@ class Relay:
         if org is None:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, "not admitted")
             return
-        await context.send_initial_metadata((WELCOME,))
         connection = _Connection(org, certificate, self._config)
         if earlier := self._connections.get(org):
             # The newest wins: after a crash the old connection may look alive for half a minute.
             earlier.end(grpc.StatusCode.ABORTED, "replaced by a newer connection")
         self._connections[org] = connection
         log.info("party connected", extra={"party": org})
-        tasks = [
-            asyncio.create_task(self._read(connection, context)),
-            asyncio.create_task(self._write(connection, context)),
-        ]
+        tasks: list[asyncio.Task[None]] = []
         try:
+            # only now: who is welcome is also reachable, or frames for it would be dropped
+            await context.send_initial_metadata((WELCOME,))
+            tasks = [
+                asyncio.create_task(self._read(connection, context)),
+                asyncio.create_task(self._write(connection, context)),
+            ]
             code, words = await connection.ended
         finally:
             for task in tasks:
