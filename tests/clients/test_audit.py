@@ -305,6 +305,12 @@ def test_a_receipt_is_verified_with_no_home_by_a_card_file(
     assert call(["audit", "receipt", "2", "--out", str(receipt)]) == 0
     assert call(["audit", "verify", "--receipt", str(receipt)]) == 0
     monkeypatch.setenv("LIANMO_HOME", str(tmp_path / "nowhere"))
+
+    def away(*arguments: object, **options: object) -> None:
+        raise AssertionError("neither a network nor a database is needed")
+
+    monkeypatch.setattr("socket.socket", away)  # test 38
+    monkeypatch.setattr("clients.store.Store.open", away)
     capsys.readouterr()
     assert call(["receipt", "verify", str(receipt), "--card", str(card), "--json"]) == 0
     captured = capsys.readouterr()
