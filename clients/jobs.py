@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -382,8 +382,3 @@ def follow(client: CoordinatorClient, job: str) -> Iterator[tuple[JobDetail, lis
             continue
         detail = client.job(job)
         yield detail, list(news.items)
-
-
-def parties_of(manifest: JobManifest) -> Mapping[str, str]:
-    """Role by organisation."""
-    return {party.org: party.role.value for party in manifest.parties}
