@@ -65,7 +65,6 @@ from protocols.streams import SEED_BYTES, Randomness, digest, encode
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS_MAX = 3  # of one manifest at this node, whatever the coordinator asks for
 PROGRESS_S = 0.5  # at most one progress message in so long
 PULSE_S = 3.0  # and at least one: its answer says whether the job goes on
 FIRST_WORD_S = 2.0  # for telling the others that this party stopped
@@ -247,13 +246,14 @@ class Runner:
         run_config: dict[str, object],
     ) -> _Attempt:
         """Ask the gate, then start the attempt in a thread of its own."""
-        if not 1 <= order.attempt <= ATTEMPTS_MAX:
-            what = f"attempt {order.attempt} of {ATTEMPTS_MAX} that this node allows"
+        most = manifest.limits.attempts
+        if not 1 <= order.attempt <= most:
+            what = f"attempt {order.attempt} of {most} that the manifest allows"
             refusal = Refused(what, party=self._home.org, todo="make a new manifest")
             self._audit.refused(key[0], order.attempt, Check.ORDER, refusal, self._now())
             raise refusal
         # Before anything is counted: an old attempt must not be able to use up the exposure.
-        newer = range(order.attempt + 1, ATTEMPTS_MAX + 1)
+        newer = range(order.attempt + 1, most + 1)
         if any((key[0], n) in self._attempts or self._was_begun(manifest, n) for n in newer):
             raise Conflict("a newer attempt of this job has begun", party=self._home.org)
         admission = self._gate.admit(

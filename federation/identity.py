@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
     Encoding,
     NoEncryption,
     PrivateFormat,
@@ -75,19 +76,20 @@ class PrivateKey:
         return cls(usage, Ed25519PrivateKey.generate())
 
     @classmethod
-    def from_pem(cls, usage: Usage, data: bytes) -> PrivateKey:
+    def from_pem(cls, usage: Usage, data: bytes, passphrase: bytes | None = None) -> PrivateKey:
         """The key of a file; raises IntegrityError if the file holds no key of ours."""
         try:
-            secret = load_pem_private_key(data, None)
+            secret = load_pem_private_key(data, passphrase)
         except (ValueError, TypeError):
             raise IntegrityError(f"the file of the {usage} key holds no private key") from None
         if not isinstance(secret, Secret):
             raise IntegrityError(f"the file of the {usage} key holds another kind of key")
         return cls(usage, secret)
 
-    def pem(self) -> bytes:
-        """PKCS #8, not encrypted: for a file of mode 0600."""
-        return self.secret.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    def pem(self, passphrase: bytes | None = None) -> bytes:
+        """PKCS #8 for a file of mode 0600; encrypted if there is a passphrase."""
+        lock = NoEncryption() if passphrase is None else BestAvailableEncryption(passphrase)
+        return self.secret.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, lock)
 
     @property
     def alg(self) -> str:

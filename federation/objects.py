@@ -195,6 +195,9 @@ class KeyRecord(Part):
     status: KeyStatus = KeyStatus.ACTIVE
     since: Time | None = None  # of hold or revocation
     reason: Text = ""
+    # Of a key that a person keeps apart: its own signature on what it is for, once and for all
+    # cards (federation/possession.py). Without one the key signs every card that it stands in.
+    proof: Base64 | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -211,7 +214,8 @@ class KeyRecord(Part):
 class Card(SignedObject):
     """Who an organisation is, and all its public keys.
 
-    Signed by its admin key and, as proof of possession, by each signing key in it that is active.
+    Signed by its admin key and, as proof of possession, by each signing key in it that is active
+    and brings no proof of its own.
     Whether certificates and keys fit together is checked in `federation/trust.py`.
     """
 
@@ -292,6 +296,8 @@ class JobParty(Part):
     dataset: ObjectName | None = None  # None for the platform
     catalogue_digest: Digest | None = None  # of the dataset's signed catalogue entry
     fields: tuple[FieldName, ...] = ()
+    # Who must approve for it at least: two from field level L3 up (federation/persons.py).
+    persons: Annotated[int, Field(ge=1, le=2)] = 1
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -436,10 +442,16 @@ class Limits(Part):
     tokens: Count  # linear queries a department answers at most
     tokens_between: Count = 0  # of department to department, a pair
     wall_time_s: Annotated[int, Field(ge=1, le=30 * 86400)] = 3600
+    # Runs of the job at most, the first one included: a party that was lost costs one. What is
+    # disclosed is declared of one run, so all of them together disclose that so many times at most.
+    attempts: Annotated[int, Field(ge=1, le=5)] = 3
+
+
+OF_SEVERAL_BANKS: frozenset[str] = frozenset()  # tasks that sum over banks before they open
 
 
 class DeclaredDisclosure(Part):
-    """One line of what the job discloses; see `federation.ledger`."""
+    """One line of what one run of the job discloses; see `federation.ledger`."""
 
     source: OrgId
     to: OrgId
@@ -492,8 +504,11 @@ class JobManifest(SignedObject):
         orgs = [party.org for party in self.parties]
         if len(set(orgs)) != len(orgs):
             raise ValueError("each organisation is named once")
-        if len(self.of_role(Role.BANK)) != 1 or not self.of_role(Role.DEPARTMENT):
-            raise ValueError("a job has one bank and at least one department")
+        banks, departments = self.of_role(Role.BANK), self.of_role(Role.DEPARTMENT)
+        if not banks or (len(banks) > 1 and self.task not in OF_SEVERAL_BANKS):
+            raise ValueError(f"a job of {self.task} has one bank")
+        if not departments:
+            raise ValueError("a job has at least one department")
         if len(self.of_role(Role.PLATFORM)) > 1:
             raise ValueError("a job has at most one platform")
         if not set(self.outputs) <= set(orgs):
@@ -514,6 +529,11 @@ class JobManifest(SignedObject):
     def bank(self) -> str:
         """The label owner."""
         return self.of_role(Role.BANK)[0]
+
+    @property
+    def banks(self) -> tuple[str, ...]:
+        """All label owners, the proposer first."""
+        return self.of_role(Role.BANK)
 
     @property
     def departments(self) -> tuple[str, ...]:
@@ -543,6 +563,25 @@ class JobManifest(SignedObject):
         return tuple(party.org for party in self.parties if party.org != self.bank)
 
 
+class Narrowing(Part):
+    """What an owner would approve instead: less of the same job (federation/narrowing.py)."""
+
+    drop_fields: tuple[FieldName, ...] = ()  # of this owner's own
+    openings: Annotated[int, Field(ge=0, le=20)] | None = None  # of a scorecard, at most
+    evaluation: Literal[False] | None = None  # of a scorecard: no score a customer at the end
+    trees: Annotated[int, Field(ge=1, le=1000)] | None = None  # that ask the departments, at most
+    attempts: Annotated[int, Field(ge=1, le=5)] | None = None  # at most
+    expires: Time | None = None  # at the latest
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if len(set(self.drop_fields)) != len(self.drop_fields):
+            raise ValueError("a field is dropped once")
+        if self == type(self).model_construct():
+            raise ValueError("a narrowing takes something away")
+        return self
+
+
 class Decision(StrEnum):
     """What an approver says."""
 
@@ -561,6 +600,7 @@ class Approval(SignedObject):
     decision: Decision
     code: RefusalCode | None = None
     words: Text = ""
+    narrowing: Narrowing | None = None  # a counter-proposal; nothing runs because of it
     created: Time
     valid_from: Time
     valid_until: Time
@@ -570,6 +610,8 @@ class Approval(SignedObject):
     def _reasoned(self) -> Self:
         if (self.decision is Decision.REFUSE) != (self.code is not None):
             raise ValueError("a refusal, and only a refusal, has a justification code")
+        if self.narrowing is not None and self.decision is not Decision.REFUSE:
+            raise ValueError("a counter-proposal goes with a refusal")
         if self.valid_from >= self.valid_until:
             raise ValueError("the approval ends before it begins")
         return self

@@ -27,6 +27,7 @@ from federation.objects import (
     Usage,
     utc_time,
 )
+from federation.possession import is_proven
 from federation.profile import CryptoProfile, profile
 
 T = TypeVar("T", bound=SignedObject)
@@ -234,7 +235,11 @@ def verify_card(envelope: Envelope) -> tuple[Card, bytes]:
         key.key_id
         for key in card.keys
         if key.usage is Usage.ADMIN
-        or (key.status is KeyStatus.ACTIVE and key.alg == suite.algorithm(Usage.ADMIN))
+        or (
+            key.status is KeyStatus.ACTIVE
+            and key.alg == suite.algorithm(Usage.ADMIN)
+            and not is_proven(suite, card.org, key)
+        )
     }
     if not required <= signed:
         what = "the card is not signed by its admin key and each of its signing keys"

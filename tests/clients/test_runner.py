@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from clients.home import Home
-from clients.runner import ATTEMPTS_MAX, Admission, Books, Outcome, Runner, pair_seeds
+from clients.runner import Admission, Books, Outcome, Runner, pair_seeds
 from federation import fab
 from federation.api import JobStatus, ProgressAnswer, ProgressBody, TrainOrder, TrainReply
 from federation.audit import Check, Receipt
@@ -268,7 +268,7 @@ def test_an_order_that_differs_from_what_was_approved_runs_nothing(city: City, w
     if what == "approval":
         order = order.model_copy(update={"approvals": order.approvals[:1]})
     if what == "attempt":
-        order = order.model_copy(update={"attempt": ATTEMPTS_MAX + 1})
+        order = order.model_copy(update={"attempt": 4})
     reply = city.runner(TAX).train(order, bundle, config)
     assert reply.model_dump(exclude={"reference"}) == TrainReply(state="refused").model_dump(
         exclude={"reference"}
@@ -276,7 +276,7 @@ def test_an_order_that_differs_from_what_was_approved_runs_nothing(city: City, w
     assert (city.runs, city.gates[TAX].admitted) == (0, [])
     assert not list(city.homes[TAX].path.rglob("seed"))
     # what comes as far as the gate is for the gate to enter
-    wanted = [(ATTEMPTS_MAX + 1, Check.ORDER)] if what == "attempt" else []
+    wanted = [(4, Check.ORDER)] if what == "attempt" else []
     assert city.audits[TAX].refusals == wanted
 
 
