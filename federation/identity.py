@@ -20,7 +20,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
-    BestAvailableEncryption,
     Encoding,
     NoEncryption,
     PrivateFormat,
@@ -48,12 +47,13 @@ _EVERYBODY = (
 )
 # What an organisation never does it has no key for.
 USAGES: Mapping[OrgKind, tuple[Usage, ...]] = {
-    OrgKind.DEPARTMENT: (*_EVERYBODY, Usage.ANSWER, Usage.MASK),
+    OrgKind.DEPARTMENT: (*_EVERYBODY, Usage.ANSWER, Usage.MASK, Usage.CERTIFY),
     OrgKind.UTILITY: (*_EVERYBODY, Usage.ANSWER, Usage.MASK),
     OrgKind.GUARANTOR: (*_EVERYBODY, Usage.PROPOSE, Usage.REQUEST, Usage.ANSWER, Usage.MASK),
     OrgKind.BANK: (*_EVERYBODY, Usage.PROPOSE, Usage.REQUEST),
-    OrgKind.PLATFORM: (*_EVERYBODY, Usage.GRANT),
+    OrgKind.PLATFORM: (*_EVERYBODY, Usage.GRANT, Usage.CERTIFY),
     OrgKind.AUDITOR: (Usage.ADMIN, Usage.LOG, Usage.WITNESS, Usage.ENCRYPT, Usage.TLS),
+    OrgKind.ENTERPRISE: (Usage.ADMIN, Usage.GRANT, Usage.ENCRYPT, Usage.TLS),
 }
 
 
@@ -76,20 +76,19 @@ class PrivateKey:
         return cls(usage, Ed25519PrivateKey.generate())
 
     @classmethod
-    def from_pem(cls, usage: Usage, data: bytes, passphrase: bytes | None = None) -> PrivateKey:
+    def from_pem(cls, usage: Usage, data: bytes) -> PrivateKey:
         """The key of a file; raises IntegrityError if the file holds no key of ours."""
         try:
-            secret = load_pem_private_key(data, passphrase)
+            secret = load_pem_private_key(data, None)
         except (ValueError, TypeError):
             raise IntegrityError(f"the file of the {usage} key holds no private key") from None
         if not isinstance(secret, Secret):
             raise IntegrityError(f"the file of the {usage} key holds another kind of key")
         return cls(usage, secret)
 
-    def pem(self, passphrase: bytes | None = None) -> bytes:
-        """PKCS #8 for a file of mode 0600; encrypted if there is a passphrase."""
-        lock = NoEncryption() if passphrase is None else BestAvailableEncryption(passphrase)
-        return self.secret.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, lock)
+    def pem(self) -> bytes:
+        """PKCS #8, not encrypted: for a file of mode 0600."""
+        return self.secret.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
     @property
     def alg(self) -> str:

@@ -149,6 +149,7 @@ class Usage(StrEnum):
     PROPOSE = "propose"
     APPROVE = "approve"
     GRANT = "grant"
+    CERTIFY = "certify"  # enterprises' keys (federation/grants.py)
     REQUEST = "request"
     ANSWER = "answer"
     RUN = "run"
@@ -169,6 +170,7 @@ class OrgKind(StrEnum):
     UTILITY = "utility"
     PLATFORM = "platform"
     AUDITOR = "auditor"
+    ENTERPRISE = "enterprise"  # grants and revokes; takes part in no job
 
 
 class KeyStatus(StrEnum):

@@ -18,7 +18,7 @@ def init(
     org: Annotated[str, typer.Option(help="Short name in the network, such as tax-bureau.")],
     kind: Annotated[
         str,
-        typer.Option(help="department, bank, guarantor, utility, platform or auditor."),
+        typer.Option(help="department, bank, guarantor, utility, platform, auditor or enterprise."),
     ],
     name: Annotated[str, typer.Option(help="Full name, for display.")],
     uscc: Annotated[str, typer.Option(help="Unified social credit code of the organisation.")],

@@ -55,7 +55,7 @@ def test_every_kind_of_organisation_makes_a_card_that_proves_itself(kind: OrgKin
 def test_only_who_needs_a_usage_has_a_key_for_it() -> None:
     having = {usage: {kind for kind in OrgKind if usage in USAGES[kind]} for usage in Usage}
     assert having[Usage.PROPOSE] == {OrgKind.BANK, OrgKind.GUARANTOR}
-    assert having[Usage.GRANT] == {OrgKind.PLATFORM}
+    assert having[Usage.GRANT] == {OrgKind.PLATFORM, OrgKind.ENTERPRISE}
     assert having[Usage.ADMIN] == having[Usage.TLS] == set(OrgKind)
     assert OrgKind.AUDITOR not in having[Usage.APPROVE]
 
