@@ -27,6 +27,7 @@ from clients.coordinator_client import CoordinatorClient, platform_of
 from clients.gate import Gate
 from clients.home import Home
 from clients.relay_client import Identity, LineConfig, PeerCertificate, RelayClient, RelayServer
+from clients.round_book import SqlRoundBook
 from clients.runner import Admission, Books, Outcome, Program, Runner
 from clients.runner import Gate as GateProtocol
 from clients.store import Store
@@ -95,7 +96,9 @@ def serve(
             program=program or partial(_installed_program, home),
             relay=relay,
             coordinator=client,
-            books=Books(store.spent, store.answers, store.replies, store.attempts),
+            books=Books(
+                store.spent, store.answers, store.replies, store.attempts, SqlRoundBook(store)
+            ),
             audit=audit,
             now=_now,
             executor=executor,

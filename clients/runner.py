@@ -56,11 +56,13 @@ from federation.objects import (
     utc_text,
 )
 from federation.package import package_sha256
-from federation.tasks.party import Party, Progress
+from federation.tasks.party import Membership, Party, Progress
 from protocols import labels
 from protocols.books import AnswerBook, SpentBook
 from protocols.errors import ProtocolError
 from protocols.row_key_books import AttemptBook, ReplyBook
+from protocols.secagg import KEY_BYTES, Identity
+from protocols.secagg_books import RoundBook
 from protocols.streams import SEED_BYTES, Randomness, digest, encode
 
 log = logging.getLogger(__name__)
@@ -147,6 +149,7 @@ class Books:
     answers: AnswerBook
     replies: ReplyBook
     attempts: AttemptBook
+    rounds: RoundBook
 
 
 Program = Callable[[Party, Admission], Outcome]
@@ -305,7 +308,9 @@ class Runner:
         log.info("attempt begun", extra=job.ids)
         try:
             job.open(self._relay, self._home.config.peer_timeout_s)
-            party = job.party(self._books, pulse.report, lambda: self._check(attempt, job))
+            party = job.party(
+                self._books, pulse.report, lambda: self._check(attempt, job), self._now
+            )
             party.executor = self._executor
             pulse.start(party)
             outcome = self._program(party, job.admission)
@@ -433,6 +438,7 @@ class _Job:
         books: Books,
         report: Callable[[Progress], None],
         check: Callable[[], None],
+        now: Callable[[], datetime],
     ) -> Party:
         """The program's view of this attempt."""
         declared = (item.entry() for item in self.manifest.disclosures)
@@ -449,6 +455,7 @@ class _Job:
             reply_book=books.replies,
             attempt_book=books.attempts,
             rounding=self._home.rounding_secret(),
+            membership=membership(self._home, self.manifest, books.rounds, now),
             checkpoints=self.checkpoints,
             report=report,
             check=check,
@@ -634,6 +641,25 @@ def pair_seeds(home: Home, manifest: JobManifest, attempt: int) -> dict[str, byt
         shared = own.agree(trust.mask_key(peer))
         found[peer] = HKDF(SHA256(), SEED_BYTES, salt=None, info=info).derive(shared)
     return found
+
+
+def membership(
+    home: Home, manifest: JobManifest, book: RoundBook, now: Callable[[], datetime]
+) -> Membership | None:
+    """What a bank needs for sums over the banks of a job; None for anybody else, and for one bank.
+
+    Announcements and survivor sets are signed with the node's `run` key: each is framed under a
+    label of its own, which no signed object's bytes begin with.
+    """
+    if len(manifest.banks) < 2 or home.org not in manifest.banks:
+        return None
+    trust, own, signing = home.trust(), home.key(Usage.MASK), home.key(Usage.RUN)
+
+    def verify(org: str, message: bytes, signature: bytes) -> bool:
+        return trust.is_signed_by(org, Usage.RUN, message, signature, now())
+
+    certified = {org: trust.mask_key(org)[-KEY_BYTES:] for org in manifest.banks}
+    return Membership(Identity(home.org, own.agree, signing.sign, verify), certified, book)
 
 
 def sha256_hex(data: bytes) -> str:

@@ -77,7 +77,7 @@ class Channel:
 
     def send(self, stage: str, message: object) -> None:
         """Send a message of a dataclass type; `stage` names where in the task we are."""
-        frame = encode(stage, self._sent, wire.encode(message))
+        frame = _frame(stage, self._sent, message)
         self._sent += 1
         traffic = self.traffic
         traffic.sent_digest = _chain(traffic.sent_digest, frame)
@@ -85,16 +85,18 @@ class Channel:
         traffic.frames += 1
         self._transport.send(frame)
 
-    def receive(self, stage: str, kind: type[M]) -> M:
+    def receive(self, stage: str, kind: type[M], timeout_s: float | None = None) -> M:
         """The next message, which must be a `kind` of this very stage.
 
-        Raises PartyLost if the peer stopped or stays silent, ProtocolError if it is out of step.
+        timeout_s: of this message; else as the channel waits. Raises PartyLost if the peer stopped
+        or stays silent, ProtocolError if it is out of step.
         """
+        waits = self._timeout_s if timeout_s is None else timeout_s
         try:
-            frame = self._transport.receive(self._timeout_s)
+            frame = self._transport.receive(waits)
         except TimeoutError:
             todo = "ask its operator to run `lianmo doctor`, then start the job again"
-            what = f"no message for {self._timeout_s:.0f} s"
+            what = f"no message for {waits:.0f} s"
             raise PartyLost(what, party=self.peer, stage=stage, todo=todo) from None
         named, number, body = _parse(frame)
         if named == _STOPPED:
@@ -113,7 +115,7 @@ class Channel:
 
     def stop(self, stage: str, code: str) -> None:
         """Tell the peer that this party's program ended early, so that it need not wait."""
-        self._transport.send(encode(_STOPPED, 0, wire.encode(Stopped(stage, code))))
+        self._transport.send(_frame(_STOPPED, 0, Stopped(stage, code)))
 
     def close(self) -> None:
         """No more messages."""
@@ -123,23 +125,31 @@ class Channel:
 _STOPPED = "\x00stopped"
 
 
+def _frame(stage: str, number: int, message: object) -> bytes:
+    """`encode(stage, number, wire.encode(message))`, with one copy of a long message."""
+    pieces = wire.pieces(message)
+    size = sum(memoryview(piece).nbytes for piece in pieces)
+    return b"".join((encode(stage, number), size.to_bytes(8, "big"), *pieces))
+
+
 def _chain(before: bytes, frame: bytes) -> bytes:
     return hashlib.sha256(before + hashlib.sha256(frame).digest()).digest()
 
 
-def _parse(frame: bytes) -> tuple[str, int, bytes]:
+def _parse(frame: bytes) -> tuple[str, int, memoryview]:
     """The three length-prefixed parts of a frame."""
-    parts, at = [], 0
+    parts, at, whole = [], 0, memoryview(frame)
     for _ in range(3):
         size = int.from_bytes(frame[at : at + 8], "big")
         if at + 8 + size > len(frame):
             raise ProtocolError("frame cut short")
-        parts.append(frame[at + 8 : at + 8 + size])
+        parts.append(whole[at + 8 : at + 8 + size])
         at += 8 + size
     if at != len(frame) or len(parts[1]) != 8 or len(parts[0]) > 200:
         raise ProtocolError("frame with a wrong layout")
     try:
-        return parts[0].decode(), int.from_bytes(parts[1], "big", signed=True), parts[2]
+        stage = bytes(parts[0]).decode()
+        return stage, int.from_bytes(parts[1], "big", signed=True), parts[2]
     except UnicodeDecodeError as error:
         raise ProtocolError("stage is not text") from error
 

@@ -32,6 +32,7 @@ class What(StrEnum):
     POINTS_TABLES = "points_tables"  # bank to department: its own part of the finished model
     THRESHOLDS = "thresholds"  # bank to department: where a tree splits its features
     SPLIT_BITS = "split_bits"  # one bit a customer for each of these thresholds
+    BANK_TOTALS = "bank_totals"  # sums over all banks of a job; no bank's own part
 
 
 @dataclass(frozen=True, slots=True)

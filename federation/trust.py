@@ -114,6 +114,23 @@ class TrustStore:
         """The organisation's X25519 key for pairwise masks, SPKI DER."""
         return base64.b64decode(self._active(org, Usage.MASK).spki)
 
+    def is_signed_by(
+        self, org: str, usage: Usage, message: bytes, signature: bytes, now: datetime
+    ) -> bool:
+        """Whether a key of that use, active and in force now, signed exactly these bytes.
+
+        For protocols that frame their own messages; objects go through `verify`.
+        """
+        if org not in self:
+            return False
+        card = self.card(org)
+        suite = profile(card.profile)
+        return any(
+            suite.is_signature(key.alg, base64.b64decode(key.spki), message, signature)
+            for key in card.of_usage(usage)
+            if _is_in_force(key, now)
+        )
+
     def node_key(self, org: str) -> str:
         """The organisation's key for Flower, PEM."""
         self._active(org, Usage.NODE)

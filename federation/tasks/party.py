@@ -20,6 +20,8 @@ from federation.tasks.checkpoints import CheckpointBook
 from protocols.books import AnswerBook, SpentBook
 from protocols.errors import ProtocolError
 from protocols.row_key_books import AttemptBook, ReplyBook
+from protocols.secagg import Identity
+from protocols.secagg_books import RoundBook
 from protocols.streams import Randomness
 
 
@@ -30,6 +32,15 @@ class Progress:
     stage: str
     step: int
     steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """What a bank needs for sums over several banks (`federation/tasks/secure_sum.py`)."""
+
+    identity: Identity = field(repr=False)
+    certified: Mapping[str, bytes] = field(repr=False)  # X25519 keys of all the job's banks
+    book: RoundBook = field(repr=False)
 
 
 @dataclass(slots=True)
@@ -50,7 +61,10 @@ class Party:
     # Of score rounding: this organisation's for ever, over jobs and attempts, else repeats average
     # the rounding away. Empty: of this attempt alone, for parties that live no longer.
     rounding: bytes = field(default=b"", repr=False)
+    # Master seed of the first attempt of this job here; empty: this attempt is the first.
+    first_master: bytes = field(default=b"", repr=False)
     checkpoints: CheckpointBook | None = field(default=None, repr=False)  # of a task that keeps any
+    membership: Membership | None = field(default=None, repr=False)  # of a job of several banks
     executor: Executor | None = field(default=None, repr=False)
     report: Callable[[Progress], None] = lambda progress: None
     check: Callable[[], None] = lambda: None  # raises when the job was stopped or withdrawn
@@ -61,6 +75,16 @@ class Party:
     def manifest_digest(self) -> bytes:
         """What binds every draw and label to this very manifest."""
         return bytes.fromhex(self.manifest.digest())
+
+    @property
+    def lasting(self) -> Randomness:
+        """Draws that are the same in every attempt of the job: hold-out, rounding of what is asked.
+
+        So a step that a crash made necessary again asks, opens and discloses the very same, and the
+        model is that of an undisturbed run. Never for what hides a value: pads, masks, tokens and
+        errors are of one attempt (CRYPTO_REVIEW.md F3, F4).
+        """
+        return Randomness(self.first_master or self.randomness.master, self.manifest_digest, 0)
 
     @contextmanager
     def at(self, stage: str, steps: int = 1) -> Iterator[Callable[[int], None]]:

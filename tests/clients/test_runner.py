@@ -29,6 +29,7 @@ from federation.tasks.party import Party
 from protocols.books import MemoryAnswerBook, MemorySpentBook
 from protocols.errors import ProtocolError
 from protocols.row_key_books import MemoryAttemptBook, MemoryReplyBook
+from protocols.secagg_books import MemoryRoundBook
 from tests.federation.parties import CODES, make_approval, make_manifest
 
 BANK, TAX, COURT = "bank-a", "tax", "court"
@@ -155,7 +156,11 @@ class City:
             relay=self.queues.of(org),
             coordinator=self.board,
             books=Books(
-                MemorySpentBook(), MemoryAnswerBook(), MemoryReplyBook(), MemoryAttemptBook()
+                MemorySpentBook(),
+                MemoryAnswerBook(),
+                MemoryReplyBook(),
+                MemoryAttemptBook(),
+                MemoryRoundBook(),
             ),
             audit=self.audits[org],
             now=lambda: datetime.now(UTC),

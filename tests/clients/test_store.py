@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from sqlalchemy import create_engine
 
 from clients import store as module
+import clients.round_book  # noqa: F401 - its tables are part of the model
 from clients.store import Base, Reservation, Store, StoredDataset, StoredRegistry
 from federation.errors import Conflict, NotFound, Unavailable, UsageError
 from protocols import set_oprf
