@@ -282,7 +282,10 @@ class _Collecting:
 
     def _tell(self, message: Callable[[str], object]) -> None:
         for name in self._others():
-            self._at(name, partial(Channel.send, stage=self._stage, message=message(name)))
+            self._at(name, partial(self._say, message(name)))
+
+    def _say(self, message: object, channel: Channel) -> None:
+        channel.send(self._stage, message)
 
     @property
     def _stage(self) -> str:
