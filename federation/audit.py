@@ -69,6 +69,12 @@ class Action(StrEnum):
     ATTEMPT_CLOSED = "attempt-closed"  # with the tokens that it really spent
     RUN_RECORDED = "run-recorded"
     SALT_ERASED = "salt-erased"
+    ASKED = "asked"  # on one enterprise, under its grant: the intent before a value is read
+    ANSWERED = "answered"  # what such an intent or refusal came to; `attempt` is the intent's seq
+    GRANT_PAUSED = "grant-paused"
+    GRANT_RESUMED = "grant-resumed"
+    GRANT_REVOKED = "grant-revoked"
+    PROBING_NOTICED = "probing-noticed"
 
 
 DECISIONS = {
@@ -108,6 +114,20 @@ class Check(StrEnum):
     CATALOGUE = "catalogue"
     SNAPSHOT = "snapshot"
     EXPOSURE = "exposure"
+    # GOVERNANCE.md, Order of checks at the provider
+    SEALED = "1-sealed"
+    ENVELOPE = "2-envelope"
+    VERIFIER = "3-verifier"
+    FRESH = "4-fresh"
+    GRANT = "5-grant"
+    PARTIES = "6-parties"
+    PURPOSE = "7-purpose"
+    QUESTION = "8-question"
+    IN_FORCE = "9-in-force"
+    POLICY = "10-policy"
+    BUDGET = "11-budget"
+    INTENT = "12-intent"
+    VALUE = "13-value"
 
 
 class Reason(StrEnum):
@@ -123,6 +143,28 @@ class Reason(StrEnum):
     INTEGRITY = "INTEGRITY"
     NOT_FOUND = "NOT_FOUND"
     OTHER = "OTHER"
+    # of a question on one enterprise (federation/verification.py)
+    CLOCK = "CLOCK"
+    REPLAYED = "REPLAYED"
+    EXPIRED = "EXPIRED"
+    NOT_YET = "NOT_YET"
+    PAUSED = "PAUSED"
+    REVOKED = "REVOKED"
+    STALE_STATUS = "STALE_STATUS"
+    ASSURANCE = "ASSURANCE"
+    SIGNER = "SIGNER"
+    GRANTEE = "GRANTEE"
+    PROVIDER = "PROVIDER"
+    SUBJECT = "SUBJECT"
+    CHANNEL = "CHANNEL"
+    OFF_GRID = "OFF_GRID"
+    NOT_GRANTED = "NOT_GRANTED"
+    NOT_OFFERED = "NOT_OFFERED"
+    USES = "USES"
+    TOO_SOON = "TOO_SOON"
+    BITS = "BITS"
+    RATE = "RATE"
+    NO_RECORD = "NO_RECORD"
 
     @classmethod
     def of(cls, error: LianmoError) -> Reason:

@@ -8,16 +8,18 @@ the levels, purposes and bounds that its approvers saw. The entry describes, it 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
 from enum import StrEnum
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import pydantic
-from pydantic import model_validator
+from pydantic import StringConstraints, model_validator
 
 from federation.errors import RefusalCode, Refused
 from federation.objects import (
     Count,
     Date,
+    DecimalText,
     Digest,
     FieldName,
     Name,
@@ -34,6 +36,9 @@ from federation.objects import (
 
 # Levels and purposes are an approver's word: who may only propose or operate cannot lower a level.
 CATALOGUE_USAGE = Usage.APPROVE
+
+
+NormaliserName = Literal["text-1", "name-1", "person-1", "address-1"]
 
 
 class FieldType(StrEnum):
@@ -63,6 +68,76 @@ class Operation(StrEnum):
     VERIFY = "verify"
 
 
+class Question(StrEnum):
+    """What may be asked about one enterprise (GOVERNANCE.md, Consent)."""
+
+    EXISTS = "exists"  # whether there is a record
+    EQUALS = "equals"  # whether a text is the recorded one, after the field's normaliser
+    COMPARE = "compare"  # whether a number is at least (or below) a threshold of the grid
+    COUNT = "count"  # whether there are at least so many in a period, on the grid
+    BAND = "band"  # which cell of the grid a number lies in; on the channel `query`
+    VALUE = "value"  # the value itself; on the channel `query`
+
+
+class Assurance(StrEnum):
+    """Who vouches that the enterprise itself granted; later ones are stronger."""
+
+    A1 = "A1"  # the platform attests a real-name click; a compromised platform can forge it
+    A2 = "A2"  # an officer's key that was issued at onboarding
+    A3 = "A3"  # the enterprise's own seal or licence certificate
+
+    def suffices(self, least: Assurance) -> bool:
+        """Whether this is at least that."""
+        return self.value >= least.value
+
+
+Period = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,15}$")]
+
+
+class Enquiry(Part):
+    """What may be asked of a field about one enterprise that has granted it."""
+
+    ops: Annotated[tuple[Question, ...], pydantic.Field(min_length=1, max_length=6)]
+    # Cut points, ascending: the only thresholds. k of them leak at most log2(k + 1) bits of a
+    # value, however many questions are asked by whomever.
+    grid: Annotated[tuple[DecimalText, ...], pydantic.Field(max_length=256)] = ()
+    # Over all verifiers, for each enterprise and period; a yes or no counts as one bit.
+    bits_budget: Annotated[int, pydantic.Field(ge=0, le=4096)] = 4
+    min_assurance: Assurance = Assurance.A3
+    periods: Annotated[tuple[Period, ...], pydantic.Field(min_length=1, max_length=64)] = (
+        "current",
+    )
+    columns: Annotated[tuple[FieldName, ...], pydantic.Field(max_length=64)] = ()  # one a period
+    normaliser: NormaliserName = "text-1"  # federation/normalise.py
+    no_record: bool = False  # whether "no record", a fact of its own, may be answered
+    max_days: Annotated[int, pydantic.Field(ge=1, le=90)] = 90  # of a grant
+    retention_days: Annotated[int, pydantic.Field(ge=0, le=3650)] = 180  # of an answer at a bank
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for listed in (self.ops, self.grid, self.periods, self.columns):
+            if len(set(listed)) != len(listed):
+                raise ValueError("operations, cut points, periods and columns are listed once each")
+        if [Decimal(a) for a in self.grid] != sorted(Decimal(a) for a in self.grid):
+            raise ValueError("the grid's cut points ascend")
+        on_grid = {Question.COMPARE, Question.COUNT, Question.BAND} & set(self.ops)
+        if bool(on_grid) != bool(self.grid):
+            raise ValueError("a grid goes with compare, count and band, and these with a grid")
+        # A text that is compared for equality has no cells: the two together would narrow a cell.
+        if on_grid and {Question.EQUALS, Question.VALUE} & set(self.ops):
+            raise ValueError("a field on a grid is not asked for equality or its value")
+        if len(self.periods) > 1 and len(self.columns) != len(self.periods):
+            raise ValueError("of several periods each names its column")
+        if len(self.columns) > len(self.periods):
+            raise ValueError("there are more columns than periods")
+        return self
+
+    def column(self, field: str, period: str) -> str:
+        """Where the value of a period stands; ValueError for a period that is not offered."""
+        place = self.periods.index(period)
+        return self.columns[place] if self.columns else field
+
+
 class Field(Part):
     """One column of a dataset."""
 
@@ -75,12 +150,30 @@ class Field(Part):
     ops: tuple[Operation, ...] = (Operation.TRAIN,)
     purposes: tuple[Purpose, ...] = (Purpose.CREDIT_MODEL_TRAINING,)
     min_cohort: Annotated[int, pydantic.Field(ge=5)] = 50  # customers in a bin that a job opens
+    enquiry: Enquiry | None = None  # what `verify` means here
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:
         if len(set(self.ops)) != len(self.ops) or len(set(self.purposes)) != len(self.purposes):
             raise ValueError("operations and purposes are listed once each")
+        if self.enquiry is not None and Operation.VERIFY not in self.ops:
+            raise ValueError("`enquiry` goes with the operation `verify`")
+        if self.enquiry is not None:
+            self._require_enquiry(self.enquiry)
         return self
+
+    def _require_enquiry(self, enquiry: Enquiry) -> None:
+        if self.level in (Level.L4, Level.L5):
+            raise ValueError(f"a field of level {self.level} is not asked about")
+        if Question.VALUE in enquiry.ops and self.level is Level.L3:
+            raise ValueError("of a field of level L3 no value is given out")
+        least = Assurance.A3 if self.trade_secret else Assurance.A2
+        if self.level is Level.L3 and not enquiry.min_assurance.suffices(least):
+            raise ValueError(f"such a field asks for {least} at least")
+        if enquiry.grid and self.type is not FieldType.NUMBER:
+            raise ValueError("only numbers have a grid")
+        if Question.EQUALS in enquiry.ops and self.type is not FieldType.CATEGORY:
+            raise ValueError("only texts are asked for equality")
 
     @property
     def is_feature(self) -> bool:
@@ -116,6 +209,10 @@ class Dataset(SignedObject):
             raise ValueError("a dataset has exactly one key and at most one label")
         if not self.features and FieldType.LABEL not in types:
             raise ValueError("a dataset without features and label serves nobody")
+        for field in self.fields:
+            for column in field.enquiry.columns if field.enquiry else ():
+                if column not in names or self.field(column).type is not field.type:
+                    raise ValueError("a period's column is a field of the same type")
         return self
 
     @property
