@@ -102,11 +102,12 @@ class SecurePool:
         corrupt: int | None = None,
         wait_s: float | None = None,
     ) -> None:
-        """members: the banks. lead: which of them collects. statistic: what a total is of, by its name and number, over all jobs; by default the
-        departments' datasets in their catalogue entries, the task and the step.
+        """members: the banks. lead: which of them collects.
 
-        corrupt: banks that may work together with the collecting one. wait_s: for a bank's message
-        in each step; by default as long as a channel waits.
+        statistic: what a total is of, by its name and number, over all jobs; by default the
+        departments' datasets in their catalogue entries, the task and the step. corrupt: banks that
+        may work together with the collecting one. wait_s: for a bank's message in each step; by
+        default as long as a channel waits.
         """
         members = tuple(sorted(members))
         if party.membership is None:
@@ -309,7 +310,7 @@ def pool_of(party: Party) -> Pool:
 
 
 def require_members(members: Sequence[str], certified: Mapping[str, bytes]) -> None:
-    """Every bank of the job has a certified key; raises Refused with the name of one that has not."""
+    """Every bank has a certified key; raises Refused with the name of one that has none."""
     for name in members:
         if name not in certified:
             todo = f"ask {name} for a card with a mask key"
