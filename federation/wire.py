@@ -33,12 +33,17 @@ M = TypeVar("M")
 
 def encode(message: object) -> bytes:
     """The frame of a dataclass instance; equal messages give equal bytes."""
-    buffers: list[bytes] = []
+    return b"".join(pieces(message))
+
+
+def pieces(message: object) -> list[bytes | memoryview]:
+    """The parts of `encode(message)`, not yet joined; arrays are not copied."""
+    buffers: list[bytes | memoryview] = []
     header = rfc8785.dumps({"type": type(message).__name__, "fields": _fields(message, buffers)})
-    return b"".join((MAGIC, len(header).to_bytes(4, "big"), header, *buffers))
+    return [MAGIC, len(header).to_bytes(4, "big"), header, *buffers]
 
 
-def decode(data: bytes, kind: type[M]) -> M:
+def decode(data: bytes | memoryview, kind: type[M]) -> M:
     """The message of type `kind` in a frame; raises ProtocolError for anything else."""
     if data[:4] != MAGIC or len(data) < 8:
         raise ProtocolError("not a frame of this version")
@@ -46,8 +51,9 @@ def decode(data: bytes, kind: type[M]) -> M:
     if size > MAX_HEADER or 8 + size > len(data):
         raise ProtocolError("header longer than the frame or the limit")
     try:
-        header = json.loads(data[8 : 8 + size])
-        if rfc8785.dumps(header) != data[8 : 8 + size]:
+        written = bytes(data[8 : 8 + size])
+        header = json.loads(written)
+        if rfc8785.dumps(header) != written:
             raise ProtocolError("header is not canonical JSON")
     except (ValueError, RecursionError, rfc8785.CanonicalizationError) as error:
         raise ProtocolError("header is not canonical JSON") from error
@@ -78,17 +84,17 @@ class _Buffers:
         return len(self._view) == 0
 
 
-def _fields(message: Any, buffers: list[bytes]) -> dict[str, Any]:
+def _fields(message: Any, buffers: list[bytes | memoryview]) -> dict[str, Any]:
     return {name: _plain(getattr(message, name), buffers) for name, _ in _hints(type(message))}
 
 
-def _plain(value: Any, buffers: list[bytes]) -> Any:
+def _plain(value: Any, buffers: list[bytes | memoryview]) -> Any:
     """The header's view of a value; its bytes, if any, are appended to `buffers`."""
     if isinstance(value, np.ndarray):
         array = np.ascontiguousarray(value)
         if array.dtype.byteorder == ">":
             array = array.astype(array.dtype.newbyteorder("<"))
-        buffers.append(array.tobytes())
+        buffers.append(array.reshape(-1).view(np.uint8).data)
         return {"dtype": array.dtype.str, "shape": list(array.shape)}
     if isinstance(value, bytes):
         buffers.append(value)

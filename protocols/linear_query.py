@@ -337,20 +337,25 @@ class Department:
         return Answer(query.context, query.batch, query.index, payload)
 
     def _sums(self, b: NDArray[np.int64]) -> NDArray[np.int64]:
-        layout = self.layout
+        layout, blocks = self.layout, -(-self.layout.rows // _ROWS_A_TURN)
         out = np.zeros(layout.columns, np.int64)
         starts = np.concatenate([[0], np.cumsum(layout.bins, dtype=np.int64)])
-        bounds, first = layout.integer_bounds, layout.one_hot_columns
+        bounds, one_hot = layout.integer_bounds, layout.one_hot_columns
+        parts: list[NDArray[np.int64]] = []  # of every piece of rows; their order does not matter
 
-        def work(start: int, stop: int) -> None:
-            for f in range(start, stop):
-                if f < layout.features:
-                    bin_sums(b, self._bins[f], out[starts[f] : starts[f + 1]])
-                else:
-                    c = f - layout.features
-                    out[first + c] = integer_sum(b, self._integers[c], bounds[c])
+        def rows(start: int, stop: int) -> None:
+            part = np.empty(one_hot, np.int64)
+            last = min(stop * _ROWS_A_TURN, layout.rows)
+            bin_sums(b, self._bins, starts, start * _ROWS_A_TURN, last, part)
+            parts.append(part)
 
-        spread(self._executor, layout.features + len(bounds), work)
+        def integers(start: int, stop: int) -> None:
+            for c in range(start, stop):
+                out[one_hot + c] = integer_sum(b, self._integers[c], bounds[c])
+
+        spread(self._executor, blocks, rows)
+        spread(self._executor, len(bounds), integers)
+        out[:one_hot] = np.sum(parts, axis=0) % Q
         return out
 
     def _reply_randomness(self, request: TokenRequest, inputs: bytes) -> rlwe.ReplyRandomness:
@@ -511,8 +516,7 @@ class Bank:
         if max(int(v.max()), -int(v.min())) > limit:
             raise ParameterError(f"a value of v is beyond {limit}: split it into limbs")
         v = np.require(v, np.int64, ["C", "W"])
-        # packed first: a tenth of the bytes to hash, and one encoding for equal vectors
-        values = sha256(pack(v + limit, (2 * limit).bit_length()).data).digest()
+        values = self._digest(v)
         for number, index in self._tokens_left():
             self._next = (number, index + 1)
             query = self._encrypt(number, index, v, values)
@@ -546,6 +550,33 @@ class Bank:
             self._spent.answered(self._token(*at))
         return (w - batch.masked[department][:, answer.index]) % Q
 
+    def reopen(self, query: Query) -> NDArray[np.int64]:
+        """v of a query that was made under this seed, for auditors who hold it (section 6).
+
+        Raises ProtocolError unless b is, bit for bit, what this seed makes of that v: a value
+        beyond the limit, between two multiples of delta or under another error shows here.
+        """
+        self._check_context(query.context)
+        b = unpack(query.b, Q_BITS, self.rows, Q)
+        nothing = np.zeros(self.rows, np.int64)
+        secret = self._secret(query.batch, query.index)
+        masks = rlwe.encrypt_vector(
+            self._public(),
+            secret,
+            nothing.astype(np.int8),
+            nothing,
+            self.parameters.delta,
+            self._executor,
+        )
+        v = decode(self.parameters, b - masks)
+        limit = self.parameters.limb_max
+        if (beyond := int((np.abs(v) > limit).sum())) > 0:
+            raise ProtocolError(f"{beyond} rows of v are beyond {limit}, or no values at all")
+        again = self._encrypt(query.batch, query.index, v, self._digest(v))
+        if again.b.tobytes() != query.b.tobytes():
+            raise ProtocolError("b is not what the seed makes of its v: another error or secret")
+        return v
+
     @property
     def tokens_left(self) -> int:
         """Tokens requested and not yet passed by `query`."""
@@ -559,17 +590,25 @@ class Bank:
                 for at in range(start, self._batches[number].tokens):
                     yield number, at
 
-    def _encrypt(self, number: int, index: int, v: NDArray[np.int64], values: bytes) -> Query:
+    def _digest(self, v: NDArray[np.int64]) -> bytes:
+        # packed first: a tenth of the bytes to hash, and one encoding for equal vectors
+        limit = self.parameters.limb_max
+        return sha256(pack(v + limit, (2 * limit).bit_length()).data).digest()
+
+    def _public(self) -> NDArray[np.float64]:
         if self._lanes is None:
             blocks = rlwe.public_blocks(self._coins, self.rows, self._executor)
             transformed = rlwe.transformed_blocks(blocks, self._executor)
             self._lanes = rlwe.public_lanes(transformed)
+        return self._lanes
+
+    def _encrypt(self, number: int, index: int, v: NDArray[np.int64], values: bytes) -> Query:
         stream = self._randomness.stream(
             labels.QUERY_ERROR, stage=self._coins.matrix, step=number, column=index, inputs=values
         )
         error = centred_binomial(stream, self.rows)
         b = rlwe.encrypt_vector(
-            self._lanes,
+            self._public(),
             self._secret(number, index),
             error,
             v,
@@ -605,6 +644,7 @@ class Bank:
 # ------------------------------------------------------------------------------ helpers
 
 
+_ROWS_A_TURN = 1 << 14  # rows of an answer that one thread sums at a time, at least
 _FOREIGN = "the message belongs to another job, attempt, querier, matrix or parameter set"
 
 

@@ -35,13 +35,41 @@ def unpack(packed: NDArray[np.uint8], bits: int, count: int, limit: int) -> NDAr
         raise ProtocolError(
             f"packed values: expected {packed_bytes(count, bits)} bytes, got {what}"
         )
-    # writable: numba would compile another variant for read-only arrays
-    words = np.require(packed, requirements=["C", "W"]).view("<u8").astype(np.uint64, copy=False)
+    words = words_of(packed)
     values = np.empty(-(-count // GROUP) * GROUP, np.int64)
     largest = _unpack(words, bits, values)
     if largest >= limit or values[count:].any():
         raise ProtocolError("packed values: a value is out of range")
     return values[:count]
+
+
+def words_of(packed: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """The bytes as words that a kernel takes; without a copy where they are writable."""
+    # writable: numba would compile another variant for read-only arrays
+    return np.require(packed, requirements=["C", "W"]).view("<u8").astype(np.uint64, copy=False)
+
+
+@kernel
+def unpack_centred(
+    words: NDArray[np.uint64],
+    start: int,
+    stop: int,
+    bits: int,
+    modulus: int,
+    rows: NDArray[np.float64],
+) -> int:
+    """Rows start..stop of packed residues, centred; returns the largest before centring.
+
+    rows: (n, size), size a multiple of 64.
+    """
+    values, largest = np.empty(rows.shape[1], np.int64), 0
+    each = values.size // GROUP * bits
+    for b in range(start, stop):
+        largest = max(largest, _unpack(words[b * each : (b + 1) * each], bits, values))
+        for j in range(values.size):
+            v = values[j]
+            rows[b, j] = v - modulus if 2 * v > modulus else v
+    return largest
 
 
 @kernel

@@ -103,9 +103,52 @@ def canonical(x: float, p: float, pinv: float) -> np.int32:
     return np.int32(v if v >= 0 else v + p)
 
 
+@inlined
+def _forward_last(a: Floats, r1: Floats, r2: Floats, r3: Floats, p: float, pinv: float) -> None:
+    """The last three levels at once: butterflies are too short there to vectorise along them."""
+    for i in range(r1.size):
+        o, w = 8 * i, r1[i]
+        a4, a5 = reduce(a[o + 4] * w, p, pinv), reduce(a[o + 5] * w, p, pinv)
+        a6, a7 = reduce(a[o + 6] * w, p, pinv), reduce(a[o + 7] * w, p, pinv)
+        b0, b1, b4, b5 = a[o] + a4, a[o + 1] + a5, a[o] - a4, a[o + 1] - a5
+        b2, b3, b6, b7 = a[o + 2] + a6, a[o + 3] + a7, a[o + 2] - a6, a[o + 3] - a7
+        u, v = r2[2 * i], r2[2 * i + 1]
+        b2, b3 = reduce(b2 * u, p, pinv), reduce(b3 * u, p, pinv)
+        b6, b7 = reduce(b6 * v, p, pinv), reduce(b7 * v, p, pinv)
+        c0, c1, c2, c3 = b0 + b2, b1 + b3, b0 - b2, b1 - b3
+        c4, c5, c6, c7 = b4 + b6, b5 + b7, b4 - b6, b5 - b7
+        c1, c3 = reduce(c1 * r3[4 * i], p, pinv), reduce(c3 * r3[4 * i + 1], p, pinv)
+        c5, c7 = reduce(c5 * r3[4 * i + 2], p, pinv), reduce(c7 * r3[4 * i + 3], p, pinv)
+        a[o], a[o + 1], a[o + 2], a[o + 3] = c0 + c1, c0 - c1, c2 + c3, c2 - c3
+        a[o + 4], a[o + 5], a[o + 6], a[o + 7] = c4 + c5, c4 - c5, c6 + c7, c6 - c7
+
+
+@inlined
+def _backward_last(a: Floats, r1: Floats, r2: Floats, r3: Floats, p: float, pinv: float) -> None:
+    """Undoes `_forward_last` up to the factor 8."""
+    for i in range(r1.size):
+        o, u, v, w = 8 * i, r2[2 * i], r2[2 * i + 1], r1[i]
+        a0, a1, a2, a3 = a[o], a[o + 1], a[o + 2], a[o + 3]
+        a4, a5, a6, a7 = a[o + 4], a[o + 5], a[o + 6], a[o + 7]
+        b0, b1 = a0 + a1, reduce((a0 - a1) * r3[4 * i], p, pinv)
+        b2, b3 = a2 + a3, reduce((a2 - a3) * r3[4 * i + 1], p, pinv)
+        b4, b5 = a4 + a5, reduce((a4 - a5) * r3[4 * i + 2], p, pinv)
+        b6, b7 = a6 + a7, reduce((a6 - a7) * r3[4 * i + 3], p, pinv)
+        c0, c1 = b0 + b2, b1 + b3
+        c2, c3 = reduce((b0 - b2) * u, p, pinv), reduce((b1 - b3) * u, p, pinv)
+        c4, c5 = b4 + b6, b5 + b7
+        c6, c7 = reduce((b4 - b6) * v, p, pinv), reduce((b5 - b7) * v, p, pinv)
+        a[o], a[o + 1], a[o + 2], a[o + 3] = c0 + c4, c1 + c5, c2 + c6, c3 + c7
+        a[o + 4], a[o + 5] = reduce((c0 - c4) * w, p, pinv), reduce((c1 - c5) * w, p, pinv)
+        a[o + 6], a[o + 7] = reduce((c2 - c6) * w, p, pinv), reduce((c3 - c7) * w, p, pinv)
+
+
 @kernel
 def forward(a: Floats, roots: Floats, p: float, pinv: float, low: int, high: int) -> None:
     """Levels low..high-1 of the negacyclic transform, in place; |a| grows by p/2 a level."""
+    last = a.size >> high == 1 and high - low >= 3
+    if last:
+        high -= 3
     if (high - low) % 2:
         t = a.size >> (low + 1)
         for i in range(1 << low):
@@ -134,6 +177,9 @@ def forward(a: Floats, roots: Floats, p: float, pinv: float, low: int, high: int
                 a1[j] = y0 - y1
                 a2[j] = z0 + z1
                 a3[j] = z0 - z1
+    if last:
+        n = a.size // 8
+        _forward_last(a, roots[n : 2 * n], roots[2 * n : 4 * n], roots[4 * n : 8 * n], p, pinv)
 
 
 @inlined
@@ -178,9 +224,15 @@ def backward(a: Floats, roots: Floats, p: float, pinv: float, low: int, high: in
     cut = min(high, max(low, 2))
     size = a.size >> 2
     if cut >= 2:
+        last = 3 if a.size >> high == 1 and high - cut >= 3 else 0
         for part in range(4):
             x = a[part * size : (part + 1) * size]
-            _backward_levels(x, roots, p, pinv, part, 2, 0, cut, high)
+            if last:
+                n = a.size // 8
+                r1, r2, r3 = roots[n : 2 * n], roots[2 * n : 4 * n], roots[4 * n : 8 * n]
+                i, j = part * (n // 4), (part + 1) * (n // 4)
+                _backward_last(x, r1[i:j], r2[2 * i : 2 * j], r3[4 * i : 4 * j], p, pinv)
+            _backward_levels(x, roots, p, pinv, part, 2, last, cut, high - last)
         _backward_levels(a, roots, p, pinv, 0, 0, high - cut, low, cut)
     else:
         _backward_levels(a, roots, p, pinv, 0, 0, 0, low, high)
@@ -434,24 +486,39 @@ def hint_of_digits(
 # ------------------------------------------------------------------------------ sums of b
 
 
-@kernel
-def bin_sums(b: NDArray[np.int64], bins: NDArray[np.uint8], out: NDArray[np.int64]) -> None:
-    """out[c] = sum of b[i] over rows with bins[i] == c, mod q. b: values in [0, q).
+_SUM_ROWS = 512  # a block of b that stays in L1 while every feature passes over it
 
-    Reduced every 1024 rows: q + 1024 q < 2^63. Two accumulators, so that equal neighbours do not
-    wait.
+
+@kernel
+def bin_sums(
+    b: NDArray[np.int64],
+    bins: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    first: int,
+    last: int,
+    out: NDArray[np.int64],
+) -> None:
+    """out[starts[f] + c] = sum of b[i] over rows first..last with bins[f, i] == c, mod q.
+
+    b: values in [0, q). Brought near nought after every block: 2 q + 512 q < 2^63. Two
+    accumulators, so that equal neighbours do not wait.
     """
-    x, y = np.zeros(256, np.int64), np.zeros(256, np.int64)
-    for low in range(0, b.size, 1024):
-        high = min(b.size, low + 1024)
-        for i in range(low, high - 1, 2):
-            x[bins[i]] += b[i]
-            y[bins[i + 1]] += b[i + 1]
-        if (high - low) % 2:
-            x[bins[high - 1]] += b[high - 1]
-        for c in range(out.size):
-            x[c] %= Q
-            y[c] %= Q
+    x, y = np.zeros(out.size, np.int64), np.zeros(out.size, np.int64)
+    for low in range(first, last, _SUM_ROWS):
+        high = min(last, low + _SUM_ROWS)
+        for f in range(bins.shape[0]):
+            row, part, to_x, to_y = bins[f, low:high], b[low:high], x[starts[f] :], y[starts[f] :]
+            pairs = (high - low) // 2
+            for k in range(pairs):
+                i = np.uint64(2 * k)
+                j = i + np.uint64(1)
+                to_x[np.uint64(row[i])] += part[i]
+                to_y[np.uint64(row[j])] += part[j]
+            if (high - low) % 2:
+                to_x[np.uint64(row[high - low - 1])] += part[high - low - 1]
+        for c in range(out.size):  # an estimate of the quotient, off by one at most
+            x[c] -= np.int64(np.float64(x[c]) * _OVER_Q) * Q
+            y[c] -= np.int64(np.float64(y[c]) * _OVER_Q) * Q
     for c in range(out.size):
         out[c] = (x[c] + y[c]) % Q
 

@@ -51,7 +51,7 @@ from numpy.typing import NDArray
 from protocols import labels
 from protocols.errors import ProtocolError
 from protocols.kernels import PIECES, kernel, single_threaded_blas, spread
-from protocols.packing import pack, packed_bytes, unpack
+from protocols.packing import pack, packed_bytes, unpack, unpack_centred, words_of
 from protocols.parameters import Layout, request_ciphertexts, slots
 from protocols.ring import (
     EXTRA,
@@ -393,10 +393,12 @@ def evaluate(
     wanted = np.empty((len(PRIMES), groups, group * padded), np.int32)
     others = np.empty((len(PRIMES), groups, OUTER), np.int32)
     key_planes, planes = _planes(key, 1), _planes(secrets, count)
+    # once for all primes: fresh memory costs as much as some of the work on it
     sums, rows, pk0 = np.empty((2, groups, OUTER)), np.empty((count, OUTER)), np.empty((1, OUTER))
+    multipliers = np.empty((OUTER // padded, groups, count))
     with single_threaded_blas():
         for k, prime in enumerate(outer_primes()):
-            multipliers = _multipliers(prime, padded_hint, group, padded, count, executor)
+            _transform_hint(prime, padded_hint, group, multipliers, executor)
             _unpack_plane(planes[k], prime.p, rows, executor)
             _product(multipliers, rows, padded, sums[0], executor)
             _public_rows(coins, batch, prime.p, rows, executor)
@@ -410,24 +412,22 @@ def evaluate(
     return wanted, others
 
 
-def _multipliers(
+def _transform_hint(
     prime: Prime,
     padded_hint: NDArray[np.int64],
     group: int,
-    padded: int,
-    count: int,
+    multipliers: Floats,
     executor: Executor | None,
-) -> Floats:
-    level = OUTER_LEVELS - padded.bit_length() + 1
-    groups = padded_hint.shape[0] // group
-    out = np.empty((1 << level, groups, count))
+) -> None:
+    """Fills the multipliers of one prime: (classes, groups, ciphertexts)."""
+    classes, groups, _ = multipliers.shape
+    level = classes.bit_length() - 1
 
     def work(start: int, stop: int) -> None:
         roots, p, pinv = prime.roots, float(prime.p), prime.inverse
-        _prepare(padded_hint, start, stop, group, roots, p, pinv, level, out)
+        _prepare(padded_hint, start, stop, group, roots, p, pinv, level, multipliers)
 
     spread(executor, groups, work)
-    return out
 
 
 def _public_rows(
@@ -514,12 +514,11 @@ def _unpack_plane(
     plane: NDArray[np.uint8], p: int, rows: Floats, executor: Executor | None
 ) -> None:
     bits = p.bit_length()
-    row_bytes = packed_bytes(OUTER, bits)
+    words = words_of(plane)
 
     def work(start: int, stop: int) -> None:
-        for b in range(start, stop):
-            values = unpack(plane[b * row_bytes : (b + 1) * row_bytes], bits, OUTER, p)
-            _centre_row(values, p, rows[b])
+        if unpack_centred(words, start, stop, bits, p, rows) >= p:
+            raise ProtocolError("ciphertexts: a value is out of range")
 
     spread(executor, rows.shape[0], work)
 
@@ -605,13 +604,6 @@ def _encrypt_row(
     forward(y, roots, p, pinv, 0, level)
     for j in range(OUTER):
         out[j] = canonical(y[j] - reduce(reduce(x[j], p, pinv) * back, p, pinv), p, pinv)
-
-
-@kernel
-def _centre_row(values: NDArray[np.int64], p: int, out: Floats) -> None:
-    for j in range(values.size):
-        v = values[j]
-        out[j] = v - p if 2 * v > p else v
 
 
 @kernel

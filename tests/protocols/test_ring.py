@@ -159,10 +159,18 @@ def test_hint_times_secret_is_the_column_sum_of_a_s() -> None:
 @pytest.mark.parametrize("rows", [1, 2, 1023, 1024, 1025, 5000])
 def test_sums_of_b_are_exact_at_the_largest_values(rows: int) -> None:
     b = np.full(rows, Q - 1, np.int64)
-    bins = np.zeros(rows, np.uint8)
-    out = np.empty(2, np.int64)
-    ring.bin_sums(b, bins, out)
-    assert out.tolist() == [rows * (Q - 1) % Q, 0]
+    bins, starts = np.array([[0] * rows, [1] * rows], np.uint8), np.array([0, 2])
+    out = np.empty(4, np.int64)
+    whole = rows * (Q - 1) % Q
+    ring.bin_sums(b, bins, starts, 0, rows, out)
+    assert out.tolist() == [whole, 0, 0, whole]
+    ring.bin_sums(b, bins, starts, rows // 2, rows, out)
+    assert out.tolist() == [
+        (rows - rows // 2) * (Q - 1) % Q,
+        0,
+        0,
+        (rows - rows // 2) * (Q - 1) % Q,
+    ]
     bound = 1 << 24
     for entry in (bound, -bound, 1):
         column = np.full(rows, entry, np.int32)
