@@ -34,6 +34,8 @@ from federation.envelope import Envelope
 from federation.errors import Conflict, NotFound, UsageError
 from federation.identity import PrivateKey
 from federation.keyring import DIRECTORY_MODE, Keyring, write, write_once
+from federation.network import Standing
+from federation.network_folder import NetworkFolder
 from federation.objects import Card, OrgId, OrgKind, Usage
 from federation.trust import TrustStore
 
@@ -68,6 +70,7 @@ class Home:
 
     def __init__(self, path: Path, config: Config) -> None:
         self.path, self.config, self.keyring = path, config, Keyring(path)
+        self.network = NetworkFolder(path)
 
     def __repr__(self) -> str:
         return f"Home({str(self.path)!r}, org={self.org!r})"
@@ -176,6 +179,10 @@ class Home:
     def trust(self) -> TrustStore:
         """Whom this organisation trusts, itself included."""
         return self.keyring.trust()
+
+    def standing(self) -> Standing:
+        """Who takes part in this home's network just now; without one, everybody it trusts."""
+        return self.network.standing(self.trust())
 
     def trust_card(self, envelope: Envelope) -> Card:
         """Trust a card; the caller has made sure of its fingerprint."""
