@@ -23,12 +23,16 @@ from clients.audit import AuditLog
 from clients.home import Home, explain
 from clients.sources import STAGING, Source, snapshot
 from clients.store import Store, StoredDataset
+from federation import keyring
 from federation.audit import Action
 from federation.catalogue import CATALOGUE_USAGE, Dataset, Field, FieldType
 from federation.envelope import Envelope, sign
 from federation.errors import Conflict, UsageError
+from federation.identity import PrivateKey
 from federation.objects import ObjectName, utc_text
+from federation.persons import distinct, needed_for_entry
 
+EVERY = "*"  # in the place of a field's name: every field
 # What the owner has to say itself before an entry can be signed.
 OWN_WORDS = ("title", "legal_basis", "update_frequency", "provenance")
 
@@ -183,7 +187,14 @@ def describe(
     draft = dict(store.entries.get(name).draft)
     draft |= words
     known = {field["name"]: dict(field) for field in draft["fields"]}
+    if EVERY in fields:  # the words on single fields come after those on all
+        every = dict.fromkeys(known, fields[EVERY])
+        fields = {
+            name: {**every.get(name, {}), **fields.get(name, {})} for name in {**every, **fields}
+        }
     for field, changes in fields.items():
+        if field == EVERY:
+            continue
         if field not in known:
             what = f"dataset {name} has no field {field}"
             raise UsageError(what, todo=f"`lianmo catalogue show {name}` lists them")
@@ -197,11 +208,15 @@ def describe(
     return draft
 
 
-def sign_entry(home: Home, store: Store, name: str, now: datetime) -> Envelope:
+def sign_entry(
+    home: Home, store: Store, name: str, now: datetime, key: PrivateKey | None = None
+) -> Envelope:
     """Sign the draft and put it in force: from here on the gate takes this entry and no other.
 
-    An entry that says what the signed one says is not signed again. Raises UsageError if the owner
-    has not said enough about the dataset.
+    key: of a person; default: the home's. Where the entry has, or had, fields of level L3 or above,
+    the first person's signature waits in the home for a second person's on the same entry, and
+    nothing is in force before; `is_in_force` tells. An entry that says what the signed one says is
+    not signed again. Raises UsageError if the owner has not said enough about the dataset.
     """
     stored = store.entries.get(name)
     missing = [word for word in OWN_WORDS if not stored.draft.get(word)]
@@ -211,20 +226,54 @@ def sign_entry(home: Home, store: Store, name: str, now: datetime) -> Envelope:
         raise UsageError(f"dataset {name} has no {', '.join(missing)}".replace("_", " "), todo=todo)
     content = dict(stored.draft) | {"name": name, "owner": home.org}
     before = Envelope.from_json(stored.envelope) if stored.envelope is not None else None
+    old = before.unverified(Dataset) if before is not None else None
+    waiting = _waiting(home, name)
     try:
-        if before is not None:
-            old = before.unverified(Dataset)
-            again = content | {"created": old.created, "previous": old.previous}
-            if Dataset.model_validate(again) == old:
-                return before
-        entry = Dataset.model_validate(
-            content | {"created": utc_text(now), "previous": stored.digest}
-        )
+        if before is not None and old is not None and _says(content, old):
+            return before
+        half = waiting.unverified(Dataset) if waiting is not None else None
+        if half is None or half.previous != stored.digest or not _says(content, half):
+            waiting = None  # signed before the draft was changed: that signature is on other words
+            half = Dataset.model_validate(
+                content | {"created": utc_text(now), "previous": stored.digest}
+            )
     except ValidationError as error:
         raise UsageError(f"the entry of dataset {name}: {explain(error)}") from None
-    envelope = sign(entry, home.key(CATALOGUE_USAGE))
+    envelope = sign(half, key or home.key(CATALOGUE_USAGE))
+    if waiting is not None:
+        new = {item.keyid for item in envelope.signatures}
+        kept = tuple(item for item in waiting.signatures if item.keyid not in new)
+        envelope = envelope.model_copy(update={"signatures": kept + envelope.signatures})
+    signed = home.trust().verify(envelope, Dataset, CATALOGUE_USAGE, now, home.org)
+    if distinct(signed.holders) < needed_for_entry(half, old):
+        _pending(home, name).parent.mkdir(mode=keyring.DIRECTORY_MODE, exist_ok=True)
+        keyring.write(_pending(home, name), envelope.to_json(), keyring.SECRET_MODE)
+        return envelope
     audit = AuditLog(home, store)
     with audit.together(now):
-        store.entries.set_signed(name, envelope.to_json(), entry.digest(), now)
-        audit.append(Action.CATALOGUE_SIGNED, entry.digest(), now, actor=CATALOGUE_USAGE)
+        store.entries.set_signed(name, envelope.to_json(), half.digest(), now)
+        audit.append(Action.CATALOGUE_SIGNED, half.digest(), now, actor=CATALOGUE_USAGE)
+    _pending(home, name).unlink(missing_ok=True)
     return envelope
+
+
+def is_in_force(store: Store, envelope: Envelope) -> bool:
+    """Whether the gate takes this entry: not before enough persons have signed it."""
+    entry = envelope.unverified(Dataset)
+    return store.entries.get(entry.name).digest == entry.digest()
+
+
+def _says(content: Mapping[str, Any], entry: Dataset) -> bool:
+    """Whether a draft says what the entry says."""
+    again = {**content, "created": entry.created, "previous": entry.previous}
+    return Dataset.model_validate(again) == entry
+
+
+def _pending(home: Home, name: str) -> Path:
+    """Where an entry waits for a second person's signature."""
+    return home.path / "pending" / f"{name}.entry.json"
+
+
+def _waiting(home: Home, name: str) -> Envelope | None:
+    file = _pending(home, name)
+    return Envelope.from_json(file.read_bytes()) if file.is_file() else None

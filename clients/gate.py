@@ -45,6 +45,7 @@ from federation.objects import (
     Usage,
 )
 from federation.package import package_sha256
+from federation.persons import require_signed_by_enough, require_stated
 from federation.registry import (
     Cover,
     Decoys,
@@ -160,6 +161,7 @@ class Gate:
         at.check = Check.APPROVALS
         words = self._all_words(manifest, approvals, trust, now)
         job = check_job(manifest, words, trust, now, me=me, package_sha256=package_sha256())
+        require_attempt(job.manifest, attempt)
         at.check = Check.BUNDLE
         bundles.require_same(job.manifest, fab, dict(run_config))
         at.check = Check.DISCLOSURES
@@ -227,7 +229,9 @@ class Gate:
             text = f"the entry of dataset {name} was never signed"
             raise Refused(text, code=RefusalCode.UNFULFILLABLE)
         signed = Envelope.from_json(stored.envelope)
-        entry = trust.verify(signed, Dataset, CATALOGUE_USAGE, now, org=party.org).object
+        verified = trust.verify(signed, Dataset, CATALOGUE_USAGE, now, org=party.org)
+        require_signed_by_enough(verified)
+        entry = verified.object
         if entry.digest() != party.catalogue_digest:
             raise Refused(f"the catalogue entry of {name} is another one than the approved one")
         require_usable(
@@ -237,6 +241,7 @@ class Gate:
             purpose=manifest.purpose,
             min_cohort=manifest.parameters.min_cohort,
         )
+        require_stated(entry, party)
         there = dict(dataset.columns)
         for wanted in party.fields:
             if there.get(wanted) != entry.field(wanted).type:
@@ -343,6 +348,12 @@ class Gate:
 
 
 # --- checks that need no data ---------------------------------------------------------------------
+
+
+def require_attempt(manifest: JobManifest, attempt: int) -> None:
+    """The job does not run more often than was approved; 0 stands for no run in particular."""
+    if not 0 <= attempt <= manifest.limits.attempts:
+        raise Refused(f"attempt {attempt} of {manifest.limits.attempts} that were approved")
 
 
 def require_declared(manifest: JobManifest) -> None:

@@ -32,6 +32,7 @@ from federation.objects import (
     TreesParameters,
     utc_text,
 )
+from federation.persons import persons_for
 from federation.tasks import registry as registry_of_tasks
 from federation.tasks import row_keys
 
@@ -61,6 +62,7 @@ class LimitsDraft(_Part):
     customers_max: Annotated[int, Field(ge=1)]
     customers_min: Annotated[int, Field(ge=1)]
     wall_time_s: Annotated[int, Field(ge=60, le=30 * 86400)] = 3600
+    attempts: Annotated[int, Field(ge=1, le=5)] = 3
 
 
 class JobDraft(_Part):
@@ -134,6 +136,7 @@ kind = "registry" # every enterprise of the snapshot: departments do not learn w
 [limits]
 customers_max = {customers_max} # row keys are made for so many; the true number stays yours
 customers_min = {customers_min} # what you promise to have at least; exposure = queries / this
+attempts = 3 # runs at most: one that lost a party is followed by another, and discloses again
 
 [scorecard]
 openings = {openings} # rounded partial scores opened for each customer while fitting; 0: none
@@ -214,6 +217,7 @@ def build(
                 tokens=tokens,
                 tokens_between=between,
                 wall_time_s=draft.limits.wall_time_s,
+                attempts=draft.limits.attempts,
             ),
             disclosures=(),
             outputs=(bank.org,),
@@ -256,4 +260,5 @@ def _party(
         dataset=item.dataset,
         catalogue_digest=entry.digest(),
         fields=fields,
+        persons=persons_for(entry, fields, role),
     )

@@ -52,7 +52,15 @@ USAGES: Mapping[OrgKind, tuple[Usage, ...]] = {
     OrgKind.GUARANTOR: (*_EVERYBODY, Usage.PROPOSE, Usage.REQUEST, Usage.ANSWER, Usage.MASK),
     OrgKind.BANK: (*_EVERYBODY, Usage.PROPOSE, Usage.REQUEST),
     OrgKind.PLATFORM: (*_EVERYBODY, Usage.GRANT, Usage.CERTIFY),
-    OrgKind.AUDITOR: (Usage.ADMIN, Usage.LOG, Usage.WITNESS, Usage.ENCRYPT, Usage.TLS),
+    # RUN: what it replayed, and the shares of escrows that it hands on
+    OrgKind.AUDITOR: (
+        Usage.ADMIN,
+        Usage.RUN,
+        Usage.LOG,
+        Usage.WITNESS,
+        Usage.ENCRYPT,
+        Usage.TLS,
+    ),
     OrgKind.ENTERPRISE: (Usage.ADMIN, Usage.GRANT, Usage.ENCRYPT, Usage.TLS),
 }
 

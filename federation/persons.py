@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Iterable
 
 from federation.catalogue import Dataset, Field, FieldType, Level
-from federation.errors import IntegrityError, RefusalCode, Refused
+from federation.errors import RefusalCode, Refused
 from federation.objects import JobParty, Role
 from federation.trust import Verified
 
@@ -34,7 +34,10 @@ def persons_for(entry: Dataset, names: Iterable[str], role: Role) -> int:
     """
     if role is not Role.DEPARTMENT:
         return 1
-    return persons_of(entry.field(name) for name in names)
+    known, wanted = {field.name: field for field in entry.fields}, set(names)
+    if not wanted <= known.keys():
+        return 2  # a field that nobody described is none to be careless with
+    return persons_of(known[name] for name in wanted)
 
 
 def distinct(holders: Iterable[str]) -> int:
@@ -59,10 +62,10 @@ def needed_for_entry(entry: Dataset, before: Dataset | None) -> int:
 
 
 def require_signed_by_enough(found: Verified[Dataset], before: Dataset | None = None) -> None:
-    """Raises IntegrityError if too few persons signed a catalogue entry."""
+    """Raises Refused if too few persons signed a catalogue entry."""
     needed, signed = needed_for_entry(found.object, before), distinct(found.holders)
     if signed < needed:
         name = found.object.name
         what = f"the entry of {name} has fields of level L3 and above, and one person signed it"
         todo = f"a second one signs: `lianmo catalogue publish {name} --key FILE`"
-        raise IntegrityError(what, party=found.org, todo=todo)
+        raise Refused(what, code=RefusalCode.FIELD_LEVEL, party=found.org, todo=todo)

@@ -44,7 +44,7 @@ from federation.api import (
 )
 from federation.audit import Receipt
 from federation.catalogue import CATALOGUE_USAGE, Dataset
-from federation.checks import check_job
+from federation.checks import check_job, persons_needed
 from federation.envelope import Envelope
 from federation.errors import (
     Conflict,
@@ -65,6 +65,7 @@ from federation.objects import (
     utc_time,
 )
 from federation.package import package_sha256
+from federation.persons import distinct, require_signed_by_enough, require_stated
 from federation.trust import TrustStore, verify_card
 from server.store import (
     ApprovalRow,
@@ -202,6 +203,8 @@ class Governance:
         if shown.object.owner != org or shown.object.name != dataset:
             raise UsageError("the entry is of another dataset or owner", party=org)
         with self._store.write() as session:
+            old = session.get(CatalogueRow, (org, dataset))
+            require_signed_by_enough(shown, _entry(old) if old else None)
             row = session.merge(
                 CatalogueRow(
                     org=org,
@@ -294,7 +297,7 @@ class Governance:
             **_summary(row).model_dump(),
             manifest=Envelope.from_json(row.envelope),
             approvals=tuple(Envelope.from_json(item.envelope) for item in approvals),
-            missing=_missing(_manifest(row), approvals),
+            missing=self._missing(_manifest(row), approvals),
             attempt=row.attempt,
             run_id=row.run_id,
             records=tuple(Envelope.from_json(item.envelope) for item in records),
@@ -352,7 +355,7 @@ class Governance:
         elif word.decision is Decision.WITHDRAW:
             text = f"{word.org} withdrew its approval"
             self._end(session, row, JobStatus.WITHDRAWN, text, word.org)
-        elif not _missing(_manifest(row), [*said, entry]):
+        elif not self._missing(_manifest(row), [*said, entry]):
             self._move(session, row, JobStatus.APPROVED)
         elif status is JobStatus.SUBMITTED:
             self._move(session, row, JobStatus.REVIEWING, org=word.org)
@@ -606,7 +609,7 @@ class Governance:
     def _retry(self, session: Session, row: JobRow, why: str, *, is_reported: bool = False) -> None:
         """A new attempt if any is left."""
         self._void_run(row, is_reported=is_reported)
-        if row.attempt >= self._rules.attempts:
+        if row.attempt >= min(self._rules.attempts, _manifest(row).limits.attempts):
             text = f"{why}; given up after {row.attempt} attempts"
             row.status = JobStatus.APPROVED  # its run is void already
             self._end(session, row, JobStatus.FAILED, text)
@@ -704,9 +707,30 @@ class Governance:
             if party.role is Role.PLATFORM or party.dataset is None:
                 continue
             entry = session.get(CatalogueRow, (party.org, party.dataset))
-            if entry is not None and entry.digest != party.catalogue_digest:
+            if entry is None:
+                continue
+            if entry.digest != party.catalogue_digest:
                 what = f"the catalogue entry of {party.dataset} has changed"
                 raise Conflict(what, party=party.org, todo="make the job from the new entry")
+            require_stated(_entry(entry), party)
+
+    def _missing(self, manifest: JobManifest, said: list[ApprovalRow]) -> tuple[str, ...]:
+        """Owners of whom too few persons approved."""
+        trust, now = self._trust(), self._now()
+        persons: dict[str, list[str]] = {}
+        for row in said:
+            if row.decision == Decision.APPROVE:
+                envelope = Envelope.from_json(row.envelope)
+                try:
+                    word = trust.verify(envelope, Approval, Usage.APPROVE, now, row.org)
+                except LianmoError:  # its key was revoked since
+                    continue
+                persons.setdefault(row.org, []).extend(word.holders)
+        return tuple(
+            org
+            for org in manifest.approvers()
+            if distinct(persons.get(org, ())) < persons_needed(manifest.party(org))
+        )
 
     def _require_room(self, session: Session, org: str) -> None:
         mine = sa.select(JobPartyRow.job_number).where(JobPartyRow.org == org)
@@ -737,14 +761,14 @@ def _manifest(row: JobRow) -> JobManifest:
     return Envelope.from_json(row.envelope).unverified(JobManifest)
 
 
+def _entry(row: CatalogueRow) -> Dataset:
+    """A catalogue entry that was verified when it came."""
+    return Envelope.from_json(row.envelope).unverified(Dataset)
+
+
 def _data_parties(manifest: JobManifest) -> list[str]:
     """Who takes part in the run: everybody but the platform."""
     return [party.org for party in manifest.parties if party.role is not Role.PLATFORM]
-
-
-def _missing(manifest: JobManifest, said: list[ApprovalRow]) -> tuple[str, ...]:
-    approved = {item.org for item in said if item.decision == Decision.APPROVE}
-    return tuple(org for org in manifest.approvers() if org not in approved)
 
 
 Row = TypeVar("Row", ApprovalRow, RecordRow)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clients.cli.approver import KeyFile, PassphraseFile, approval_key
 from clients.cli.common import JsonFlag, emit, open_home, say, table
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ def set_(
     region: Annotated[str | None, typer.Option(help="Whose data.")] = None,
     as_of: Annotated[str | None, typer.Option(metavar="DATE", help="Of which day.")] = None,
     level: Annotated[
-        FieldPairs, typer.Option(metavar="FIELD=L1..L5", help="How sensitive a field is.")
+        FieldPairs,
+        typer.Option(metavar="FIELD=L1..L5", help="How sensitive a field is; '*' for every one."),
     ] = None,
     trade_secret: Annotated[
         FieldPairs, typer.Option(metavar="FIELD=yes|no", help="Whether it is a trade secret.")
@@ -81,7 +83,12 @@ def show(dataset: DatasetName, as_json: JsonFlag = False) -> None:
 
 
 @app.command()
-def publish(dataset: DatasetName, as_json: JsonFlag = False) -> None:
+def publish(
+    dataset: DatasetName,
+    key: KeyFile = None,
+    passphrase_file: PassphraseFile = None,
+    as_json: JsonFlag = False,
+) -> None:
     """Sign a dataset's entry and give it to the coordinator; jobs approved before end with it."""
     from clients import datasets
     from clients.coordinator_client import CoordinatorClient
@@ -90,11 +97,20 @@ def publish(dataset: DatasetName, as_json: JsonFlag = False) -> None:
 
     home = open_home()
     with opened(home.database_url) as store, CoordinatorClient(home) as client:
-        envelope = datasets.sign_entry(home, store, dataset, datetime.now(UTC))
-        client.publish(dataset, envelope)
+        signing = approval_key(home, key, passphrase_file)
+        envelope = datasets.sign_entry(home, store, dataset, datetime.now(UTC), signing)
+        if is_in_force := datasets.is_in_force(store, envelope):
+            client.publish(dataset, envelope)
     entry = envelope.unverified(Dataset)
     result = {"dataset": dataset, "digest": entry.digest(), "fields": len(entry.fields)}
-    emit(result, as_json, f"{dataset} is published: {entry.digest()}")
+    if is_in_force:
+        text = f"{dataset} is published: {entry.digest()}"
+    else:
+        text = f"{dataset} is signed by one person, and not published yet: {entry.digest()}"
+    emit(result | {"published": is_in_force}, as_json, text)
+    if not is_in_force:
+        say("fields of level L3 and above take two: another person signs the same with")
+        say(f"`lianmo catalogue publish {dataset} --key FILE`")
 
 
 @app.command("list")

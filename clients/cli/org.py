@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 import typer
 
+from clients.cli import approver
 from clients.cli.common import JsonFlag, emit, is_terminal, open_home, read_envelope, say, table
 
 if TYPE_CHECKING:
     from federation.objects import Card
 
 app = typer.Typer(no_args_is_help=True)
+app.add_typer(approver.app, name="approver", help="Keep the persons who approve, and their keys.")
 
 
 @app.command()

@@ -201,4 +201,4 @@ def test_a_review_shows_the_entry_that_the_manifest_names(world: World) -> None:
     assert {item.level for item in found.fields if item.org == "tax"} == {"unknown"}
     assert any("not in the published catalogue" in text for text in found.warnings)
     found = review(world.job, {("tax", "payments"): shown}, me="tax")
-    assert {item.level for item in found.fields if item.org == "tax"} == {"L3"}
+    assert {item.level for item in found.fields if item.org == "tax"} == {"L2"}

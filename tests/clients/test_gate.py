@@ -52,6 +52,7 @@ from federation.tasks import plan, row_keys, scorecard
 from federation.tasks.cover import receive_cover, send_cover
 from federation.tasks.party import Party as Program
 from protocols.streams import Randomness
+from tests.clients.persons import certified
 from tests.federation.parties import approve, make_approval, make_org
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -86,6 +87,7 @@ class World:
         self.folder = folder
         self.bank = self.party("bank_a", "bank", "91330106Y71047292M")
         self.tax = self.party("tax", "department", "91310115Y71126484T")
+        self.second = certified(self.tax.home, self.tax.store, "李娜", NOW - timedelta(hours=1))
         for party, others in ((self.bank, [self.tax]), (self.tax, [self.bank])):
             party.home.trust_card(CITY.envelope)
             for other in others:
@@ -101,7 +103,9 @@ class World:
         self.bad = rng.integers(0, 2, ROWS)
         lines = [f"{CODES[i].decode()},{i * 2},{self.bad[i]}" for i in self.customers]
         self.register(self.bank, "loans", "uscc,limit,bad", lines, label="bad")
-        datasets.describe(self.tax.store, "payments", {}, {"core": {"level": "L5"}})
+        levels = {"*": {"level": "L2"}, "core": {"level": "L5"}}
+        datasets.describe(self.tax.store, "payments", {}, levels)
+        datasets.describe(self.bank.store, "loans", {}, {"*": {"level": "L2"}})
         self.publish(self.tax, "payments")
         self.publish(self.bank, "loans")
         self.job = self.manifest()
@@ -148,7 +152,10 @@ class World:
     def publish(self, party: Party, name: str) -> Dataset:
         words = dict.fromkeys(datasets.OWN_WORDS, "as the law says")
         datasets.describe(party.store, name, words, {})
-        return datasets.sign_entry(party.home, party.store, name, NOW).unverified(Dataset)
+        signed = datasets.sign_entry(party.home, party.store, name, NOW)
+        if not datasets.is_in_force(party.store, signed):
+            signed = datasets.sign_entry(party.home, party.store, name, NOW, self.second)
+        return signed.unverified(Dataset)
 
     def entry(self, party: Party, name: str) -> Dataset:
         stored = party.store.entries.get(name)

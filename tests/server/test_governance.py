@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from federation.api import JobStatus, ProgressBody, RunReport
 from federation.audit import Receipt
-from federation.catalogue import CATALOGUE_USAGE, Dataset, Field, FieldType
+from federation.catalogue import CATALOGUE_USAGE, Dataset, Field, FieldType, Level
 from federation.errors import Conflict, IntegrityError, LianmoError, NotFound, Refused, UsageError
 from federation.objects import Decision, Limits, RefusalCode, Usage, utc_text
 from server.store import Base, EventRow
@@ -151,7 +151,7 @@ def test_a_job_on_an_older_catalogue_entry_is_refused(site: Governed) -> None:
         rows=10,
         fields=(
             Field(name="code", type=FieldType.KEY),
-            Field(name="revenue", type=FieldType.NUMBER),
+            Field(name="revenue", type=FieldType.NUMBER, level=Level.L2),
         ),
         created=utc_text(NOW),
     )

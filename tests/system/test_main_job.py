@@ -95,7 +95,8 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> Iterator[City]:
             label = ("--label", "bad") if org == "bank" else ()
             box.run(org, "data", "add", name, "--file", str(path), "--key", "code", *label)
             words = ("--title", name, "--legal-basis", "test", "--update-frequency", "never")
-            box.run(org, "catalogue", "set", name, *words, "--provenance", "made up")
+            words += ("--provenance", "made up", "--level", "*=L2")  # one person decides
+            box.run(org, "catalogue", "set", name, *words)
             box.run(org, "catalogue", "publish", name)
         box.start(*((org, ("node", "start")) for org in names))
         draft = folder / "job.toml"
