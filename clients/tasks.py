@@ -13,7 +13,7 @@ from clients import gate
 from clients.home import Home
 from clients.runner import Admission, Outcome
 from federation.objects import Role, utc_text
-from federation.report import render_html, report_json, report_of
+from federation.report import Report, render_html, report_json, report_of, report_of_trees
 from federation.tables import BankData
 from federation.tasks import boosting, trees_files
 from federation.tasks.boosting import TreesResult
@@ -38,45 +38,68 @@ def _bank(home: Home, party: Party, opened: gate.Admission) -> Outcome:
     send_cover(party, opened.cover)
     data = opened.bank_data()
     if party.manifest.task == "trees":
-        return _bank_of_trees(party, data)
+        return _bank_of_trees(home, party, opened, data)
     result = run_bank(party, data)
-    trust = home.trust()
     report = report_of(
         result,
         party.manifest,
         created=utc_text(datetime.now(UTC)),
         approvals=opened.job.approvals,
-        names={item.org: trust.card(item.org).name for item in party.manifest.parties},
+        names=_names(home, party),
     )
     return Outcome(
         model=model_to_json(result.model),
-        files={
-            REPORT_JSON: json.dumps(report_json(report), ensure_ascii=False, indent=1).encode(),
-            REPORT_HTML: render_html(report).encode(),
-            SCORES: _scores(data, result),
-        },
+        files={**_report_files(report), SCORES: _scores(data, result)},
         tokens=result.tokens,
         commitments=tuple(item.hex() for item in result.commitments),
     )
 
 
-def _bank_of_trees(party: Party, data: BankData) -> Outcome:
-    result, manifest = boosting.run_bank(party, data), party.manifest
-    figures = trees_files.summary(result, boosting.plan_of(manifest), manifest.limits.customers_min)
+def _bank_of_trees(home: Home, party: Party, opened: gate.Admission, data: BankData) -> Outcome:
+    result = boosting.run_bank(party, data)
+    report = report_of_trees(
+        result,
+        data,
+        party.manifest,
+        created=utc_text(datetime.now(UTC)),
+        approvals=opened.job.approvals,
+        names=_names(home, party),
+    )
+    scores = _scores(data, result, _reasons(party, data, result))
     return Outcome(
         model=trees_files.trees_to_json(result.model),
-        files={
-            REPORT_JSON: json.dumps(figures, ensure_ascii=False, indent=1).encode(),
-            SCORES: _scores(data, result),
-        },
+        files={**_report_files(report), SCORES: scores},
         tokens=result.tokens,
         commitments=tuple(item.hex() for item in result.commitments),
     )
 
 
-def _scores(data: BankData, result: ScorecardResult | TreesResult) -> bytes:
+def _names(home: Home, party: Party) -> dict[str, str]:
+    trust = home.trust()
+    return {item.org: trust.card(item.org).name for item in party.manifest.parties}
+
+
+def _report_files(report: Report) -> dict[str, bytes]:
+    return {
+        REPORT_JSON: json.dumps(report_json(report), ensure_ascii=False, indent=1).encode(),
+        REPORT_HTML: render_html(report).encode(),
+    }
+
+
+def _reasons(party: Party, data: BankData, result: TreesResult) -> list[str]:
+    """Of each customer the features that raise its risk most, the worst first."""
+    own = {(party.me, column.name): column for column in data.columns}
+    goes_left = result.model.by_bits(own, result.bits)
+    moved = result.model.contributions(goes_left, data.customers)
+    codes = result.model.reason_codes(moved, party.manifest.trees.reason_codes)
+    return [", ".join(names) for names in codes]
+
+
+def _scores(
+    data: BankData, result: ScorecardResult | TreesResult, reasons: list[str] | None = None
+) -> bytes:
     """The bank's own customers with what it opened of them; stays in its home."""
-    columns = {
+    columns: dict[str, object] = {
         "credit_code": data.codes.astype(str),
         "bad": result.labels,
         "test": result.test,
@@ -84,6 +107,8 @@ def _scores(data: BankData, result: ScorecardResult | TreesResult) -> bytes:
     }
     if result.scores is not None:
         columns["points"] = result.scores
+    if reasons is not None:
+        columns["reasons"] = reasons
     buffer = io.BytesIO()
     pd.DataFrame(columns).to_parquet(buffer, index=False)
     return buffer.getvalue()

@@ -41,7 +41,9 @@ def plotly_script() -> str:
 
 def figures(report: Report) -> dict[str, Figure]:
     """All figures of the page by the id of their place."""
-    found = {"iv": information_values(report), "stages": stages(report)}
+    found = {"stages": stages(report)}
+    if report.trees is None:  # else federation/tree_plots.py has what is of trees
+        found["iv"] = information_values(report)
     if (quality := report.assessment) is not None:
         found |= {
             "roc": roc(quality),

@@ -1,4 +1,4 @@
-"""The report of a finished task: one page that works offline, and the same as JSON.
+"""The report of a finished task, scorecard or trees: one page that works offline, and JSON.
 
 A `Report` holds aggregates only: no credit code, no row. Curves are thinned (federation.evaluation)
 and what a bin or band shows is a count of customers that the bank knows by itself. The page carries
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
-from federation import evaluation, plots
+from federation import evaluation, plots, tree_plots
 from federation.evaluation import (
     Band,
     Calibration,
@@ -32,8 +32,12 @@ from federation.evaluation import (
 )
 from federation.ledger import Disclosure
 from federation.objects import Approval, CoverKind, Decision, JobManifest
+from federation.tables import BankData
+from federation.tasks import trees_plan
 from federation.tasks.model import PooledFit, ScorecardModel
 from federation.tasks.plan import plan_of
+from federation.tasks.trees_model import TreesResult
+from federation.trees_facts import ONE, TreesFacts, facts_of
 
 REPORT_VERSION = 1
 WARN_EXPOSURE, REFUSE_EXPOSURE, OPEN_EXPOSURE = 0.02, 0.05, 0.2  # PROTOCOLS.md section 3, Exposure
@@ -201,17 +205,14 @@ class Report:
     disclosures: tuple[DisclosureLine, ...]
     exposure: Exposure
     limits: tuple[str, ...]
+    trees: TreesFacts | None = None  # of boosted trees, which have no features in the sense above
 
 
 # --- making one -----------------------------------------------------------------------------------
 
 
-class Finished(Protocol):
-    """What a report needs of a finished scorecard; a `ScorecardResult` has it."""
-
-    @property
-    def model(self) -> ScorecardModel:
-        """The joint scorecard."""
+class Ran(Protocol):
+    """What a report needs of any finished task."""
 
     @property
     def scores(self) -> NDArray[np.int64] | None:
@@ -228,10 +229,6 @@ class Finished(Protocol):
     @property
     def test(self) -> NDArray[np.bool_]:
         """(customers,) held out."""
-
-    @property
-    def openings(self) -> Sized:
-        """Openings of training scores."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -254,6 +251,18 @@ class Finished(Protocol):
         """What really happened."""
 
 
+class Finished(Ran, Protocol):
+    """What a report needs of a finished scorecard; a `ScorecardResult` has it."""
+
+    @property
+    def model(self) -> ScorecardModel:
+        """The joint scorecard."""
+
+    @property
+    def openings(self) -> Sized:
+        """Openings of training scores."""
+
+
 def report_of(
     result: Finished,
     manifest: JobManifest,
@@ -271,11 +280,76 @@ def report_of(
     """
     model = result.model
     scale = Points(model.base_score, model.base_odds, model.pdo)
+    # Not rounded to points a bin: the comparison is the plain regression.
+    plainly = None if pooled is None else scale.of_risk(-pooled.log_odds)
+    about = _About(created, approvals, names, is_lab)
+    report = _report(result, manifest, about, scale, plainly, float(model.base_points))
+    features = tuple(
+        Feature(
+            name=feature.name,
+            owner=feature.owner,
+            iv=feature.iv,
+            coefficient=feature.coefficient,
+            note=feature.note,
+            bins=tuple(
+                Bin(item.label, item.goods, item.bads, item.woe, item.points)
+                for item in feature.bins
+            ),
+        )
+        for feature in model.features
+    )
+    return replace(report, features=features, openings=len(result.openings))
+
+
+def report_of_trees(
+    result: TreesResult,
+    data: BankData,
+    manifest: JobManifest,
+    *,
+    created: str,
+    approvals: Sequence[Approval] = (),
+    names: Mapping[str, str] | None = None,
+    pooled: NDArray[np.int64] | None = None,
+    is_lab: bool = False,
+) -> Report:
+    """The bank's report on its finished trees; data: its own, which staged scores need.
+
+    pooled: margins of the plaintext comparison, which only a lab can have; the rest as above.
+    """
+    model = result.model
+    scale = Points(model.base_score, model.base_odds, model.pdo)
+    plainly = None if pooled is None else scale.of_risk(pooled / ONE)
+    start = float(scale.of_risk(np.array(model.expected / ONE)))
+    about = _About(created, approvals, names, is_lab)
+    report = _report(result, manifest, about, scale, plainly, start)
+    facts = facts_of(result, data, manifest.trees)
+    return replace(report, trees=facts, limits=LIMITS_OF_TREES)
+
+
+@dataclass(frozen=True, slots=True)
+class _About:
+    """What a result does not know of its job."""
+
+    created: str
+    approvals: Sequence[Approval]
+    names: Mapping[str, str] | None
+    is_lab: bool
+
+
+def _report(
+    result: Ran,
+    manifest: JobManifest,
+    about: _About,
+    scale: Points,
+    pooled: NDArray[np.float64] | None,
+    start: float,
+) -> Report:
+    """What all tasks' reports have in common; pooled: points of the comparison."""
     return Report(
         job=manifest.job,
         task=manifest.task,
-        created=created,
-        is_lab=is_lab,
+        created=about.created,
+        is_lab=about.is_lab,
         purpose=manifest.purpose.value,
         manifest_digest=manifest.digest(),
         package_digest=manifest.package_sha256,
@@ -283,25 +357,12 @@ def report_of(
         registry_rows=manifest.registry.rows,
         cover=cover_text(manifest),
         cover_rows=manifest.cover.rows,
-        parties=party_facts(manifest, approvals, names),
+        parties=party_facts(manifest, about.approvals, about.names),
         assessment=_assessment_of(result, pooled, scale),
         scale=scale,
-        intercept=model.base_points,
-        features=tuple(
-            Feature(
-                name=feature.name,
-                owner=feature.owner,
-                iv=feature.iv,
-                coefficient=feature.coefficient,
-                note=feature.note,
-                bins=tuple(
-                    Bin(item.label, item.goods, item.bads, item.woe, item.points)
-                    for item in feature.bins
-                ),
-            )
-            for feature in model.features
-        ),
-        openings=len(result.openings),
+        intercept=start,
+        features=(),
+        openings=0,
         notes=result.notes,
         stages=tuple(
             StageCost(
@@ -325,6 +386,9 @@ def report_of(
 def exposure_of(manifest: JobManifest) -> Exposure:
     """Queries on the columns of the department that is asked most, those of other departments
     included; the schedule is fixed, so the manifest tells."""
+    if manifest.task == "trees":
+        asked = trees_plan.plan_of(manifest).tokens
+        return Exposure(asked, manifest.limits.customers_min)
     plan = plan_of(manifest)
     between = [
         sum(item.queries for item in plan.between if org in (item.querier, item.queried))
@@ -333,7 +397,9 @@ def exposure_of(manifest: JobManifest) -> Exposure:
     return Exposure(plan.tokens + max(between, default=0), manifest.limits.customers_min)
 
 
-def _assessment_of(result: Finished, pooled: PooledFit | None, scale: Points) -> Assessment | None:
+def _assessment_of(
+    result: Ran, pooled: NDArray[np.float64] | None, scale: Points
+) -> Assessment | None:
     test, bad = result.test, result.labels
     parts = (bad[test], bad[~test])
     if result.scores is None or any(len(np.unique(part)) < 2 for part in parts):
@@ -347,8 +413,7 @@ def _assessment_of(result: Finished, pooled: PooledFit | None, scale: Points) ->
         bad[test],
         joint=of(result.scores),
         bank_only=of(result.alone_scores),
-        # Not rounded to points a bin: the comparison is the plain regression.
-        pooled=None if pooled is None else of(scale.of_risk(-pooled.log_odds)),
+        pooled=None if pooled is None else of(pooled),
         scale=scale,
     )
 
@@ -477,6 +542,7 @@ MEANING: Mapping[str, str] = {
     "bin_definitions": "edges and categories of the feature bins",
     "bin_counts": "customers and bads in each fine bin of a feature",
     "query_sums": "sums over customers of each bin, opened while fitting",
+    "bank_totals": "sums over all banks of the job together; no bank's own part",
     "population_covariance": "how two departments' features move together over all enterprises",
     "woe_tables": "weights of evidence of the department's own bins, rounded to 0.05",
     "directions": "coefficients on the department's own bins, rounded to 8 bits",
@@ -501,6 +567,16 @@ LIMITS = (
     "departments.",
     "The intervals on this page speak of the test customers of one period. They say nothing of "
     "another year, another city or applicants that the bank has turned away.",
+)
+
+
+LIMITS_OF_TREES = (
+    LIMITS[0],
+    "A department learns which of its thresholds are used: a choice that follows from the bank's "
+    "labels. It does not learn leaves, gradients, in which node a customer is, or who is one.",
+    "For every threshold listed above the bank knows of each of its customers on which side it "
+    "stands, for good.",
+    *LIMITS[2:],
 )
 
 
@@ -531,7 +607,7 @@ def report_json(report: Report) -> dict[str, Any]:
         "headline": headline(report),
         **models,
         "rows": {"train": quality.train_rows, "test": quality.test_rows} if quality else None,
-        "openings": report.openings,
+        **_of_the_task(report),
         "exposure": report.exposure.value,
         "exposure_verdict": report.exposure.verdict,
         "seconds": {
@@ -547,6 +623,16 @@ def report_json(report: Report) -> dict[str, Any]:
     return top | {"report": body}
 
 
+def _of_the_task(report: Report) -> dict[str, Any]:
+    if (trees := report.trees) is None:
+        return {"openings": report.openings}
+    return {
+        "trees": trees.kept,
+        "gain_by_owner": dict(trees.owners),
+        "thresholds": dict(trees.bits_a_customer),
+    }
+
+
 def render_html(report: Report) -> str:
     """The report as one self-contained page."""
     ranked = sorted(report.features, key=lambda feature: -feature.iv)
@@ -559,6 +645,7 @@ def render_html(report: Report) -> str:
             quality=report.assessment,
             headline=headline(report),
             features=ranked,
+            trees=report.trees,
             by_owner=[
                 (party, [item for item in ranked if item.owner == party.org and item.is_used])
                 for party in report.parties
@@ -570,7 +657,8 @@ def render_html(report: Report) -> str:
             exposure_marks=(WARN_EXPOSURE, REFUSE_EXPOSURE, OPEN_EXPOSURE),
             gauge=_gauge(report.exposure.value),
             nan=math.nan,
-            figures=plots.figures(report),
+            figures=plots.figures(report)
+            | ({} if report.trees is None else tree_plots.figures(report, report.trees)),
             plotly=plots.plotly_script(),
         )
     )
@@ -580,6 +668,8 @@ def headline(report: Report) -> str:
     """What the departments' data did for the bank, in one or two plain sentences."""
     quality = report.assessment
     if quality is None:
+        if report.trees is not None:
+            return "No customers of both kinds were held out, so the gain was not measured."
         return "No scores were opened for an evaluation, so the gain was not measured."
     before, after, gain = quality.bank_only.auc.value, quality.joint.auc.value, quality.gain.auc
     moved = f"The departments' data moved the AUC from {before:.3f} to {after:.3f}"

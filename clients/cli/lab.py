@@ -13,8 +13,9 @@ import typer
 from clients.cli.common import JsonFlag, console, emit, is_terminal, say
 
 if TYPE_CHECKING:
-    from clients.lab import Finding
-    from clients.lab_run import Watch
+    from rich.console import Console
+
+    from clients.lab_run import Finding, Watch
 
 app = typer.Typer(add_completion=False)
 
@@ -23,7 +24,7 @@ app = typer.Typer(add_completion=False)
 def lab(
     table: Annotated[Path, typer.Argument(help="The table: CSV (also .gz) or Parquet.")],
     spec: Annotated[Path, typer.Option(help="Who holds which columns: a JSON file.")],
-    task: Annotated[str, typer.Option(help="What to train: scorecard.")] = "scorecard",
+    task: Annotated[str, typer.Option(help="What to train: scorecard or trees.")] = "scorecard",
     bank: Annotated[
         str | None, typer.Option(metavar="ID", help="Only this bank's rows are customers.")
     ] = None,
@@ -35,11 +36,42 @@ def lab(
         bool, typer.Option("--processes", help="A process for each party, over TLS and the relay.")
     ] = False,
     openings: Annotated[
-        int, typer.Option(min=0, max=20, help="Openings of a rounded score while fitting.")
-    ] = 3,
+        int | None,
+        typer.Option(
+            min=0, max=20, help="Scorecard: openings of a rounded score while fitting [default: 3]."
+        ),
+    ] = None,
+    trees: Annotated[int | None, typer.Option(min=1, help="Trees: how many [default: 30].")] = None,
+    depth: Annotated[
+        int | None, typer.Option(min=1, max=10, help="Trees: levels of splits [default: 5].")
+    ] = None,
+    rate: Annotated[
+        str | None, typer.Option("--learning-rate", help="Trees: each one's share [default: 0.2].")
+    ] = None,
+    leaves: Annotated[
+        int | None, typer.Option(min=2, help="Trees: grow leaf by leaf, up to so many.")
+    ] = None,
+    thresholds: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=126,
+            help="Trees: distinct thresholds of a department's feature [default: no cap; a job's "
+            "usual 3 is shown beside it].",
+        ),
+    ] = None,
     min_cohort: Annotated[
         int | None,
-        typer.Option(min=5, help="Customers in a bin at least; default: by the table's size."),
+        typer.Option(min=5, help="Customers in a bin or leaf at least; default: by the table."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any other entry of [scorecard] or [trees] in a job.toml, as in "
+            "--set l2=2.0; repeatable. A wrong name lists them all.",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the hold-out and all randomness.")] = 0,
     html: Annotated[Path | None, typer.Option(help="Write the report to this file.")] = None,
@@ -49,17 +81,22 @@ def lab(
     from clients import lab as work
     from federation.errors import UsageError
 
-    if task != "scorecard":
-        raise UsageError(f"no task {task}; there is: scorecard")
     if html is not None and not html.parent.is_dir():
         raise UsageError(f"there is no folder {html.parent}")
+    named = {"trees": trees, "max_depth": depth, "learning_rate": rate, "max_leaves": leaves}
+    named |= {"thresholds": thresholds}
+    asked: dict[str, object] = {k: v for k, v in named.items() if v is not None}
+    if leaves is not None:
+        asked |= {"growth": "leaf"} | ({"max_depth": 10} if depth is None else {})
     with _progress() as watch:
         found = work.try_table(
             table,
             spec,
+            task=task,
             bank=bank,
             test_rows=test_rows,
             processes=processes,
+            settings=asked | _pairs(settings or []),
             openings=openings,
             min_cohort=min_cohort,
             seed=seed,
@@ -76,6 +113,19 @@ def lab(
         emit(found.summary(), as_json=True)
     else:
         _show(found)
+
+
+def _pairs(settings: list[str]) -> dict[str, object]:
+    """NAME=VALUE, as text."""
+    from federation.errors import UsageError
+
+    found: dict[str, object] = {}
+    for item in settings:
+        name, equals, value = item.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--set takes NAME=VALUE, not {item!r}")
+        found[name.strip().replace("-", "_")] = value.strip()
+    return found
 
 
 @contextmanager
@@ -140,9 +190,50 @@ def _show(found: Finding) -> None:
         f"Exposure (暴露度) {exposure.value:.4f}: {exposure.queries:,} questions to each "
         f"department over {exposure.customers_min:,} customers; at a gate: {exposure.verdict}."
     )
-    seconds, count = found.seconds, found.report.openings
-    openings = "1 opening" if count == 1 else f"{count} openings"
+    seconds, trees, count = found.seconds, found.report.trees, found.report.openings
+    did = "1 opening" if count == 1 else f"{count} openings"
+    if trees is not None:
+        opened = ", ".join(f"{n} of {org}" for org, n in trees.bits_a_customer.items())
+        did = f"{trees.kept} trees, thresholds open: {opened}"
     out.print(
-        f"{openings}, {size_text(found.size_bytes)} between the parties, "
+        f"{did}; {size_text(found.size_bytes)} between the parties, "
         f"{seconds.total:.1f} s, of which {seconds.offline:.1f} s before any label is touched."
     )
+    if found.capped is not None:
+        out.print()
+        _show_variants(out, found)
+
+
+def _show_variants(out: Console, found: Finding) -> None:
+    """What limits would cost, and what is within the exposure budget."""
+    from rich.table import Table
+
+    capped = found.capped
+    if capped is None:
+        return
+    grid = Table(box=None, padding=(0, 3, 0, 0), header_style="dim")
+    grid.add_column("Other settings of the same trees")
+    for name in ("AUC", "thresholds", "questions", "exposure"):
+        grid.add_column(name, justify="right")
+    within = [item for item in found.offers if item is not capped]
+    for item in (capped, *within):
+        grid.add_row(
+            item.what,
+            "-" if item.auc is None else f"{item.auc:.4f}",
+            "-" if item.auc is None else str(sum(item.thresholds.values())),
+            f"{item.questions:,}",
+            f"{item.exposure:.4f}",
+        )
+    out.print(grid)
+    out.print()
+    if said := ", ".join(f"{name} {value}" for name, value in capped.changed.items()):
+        out.print(f"A job's usual limits: {said}.")
+    if not found.offers:
+        out.print("No settings keep these customers within an exposure of 0.05: too few for trees.")
+    elif within:
+        out.print(
+            "A department's gate refuses above 0.05; all but the first line are within, those that "
+            "should cost least accuracy first."
+            if capped not in found.offers
+            else "All of these are within the 0.05 that a department's gate allows."
+        )

@@ -37,6 +37,7 @@ from federation.tasks.trees_plan import (
     plan,
     plan_of,
     plan_trees,
+    tokens_of,
 )
 from protocols import labels
 from protocols.streams import Randomness
@@ -58,6 +59,7 @@ __all__ = [
     "plan_trees",
     "run_bank",
     "run_department",
+    "tokens_of",
 ]
 
 

@@ -10,8 +10,7 @@ from federation.errors import IntegrityError
 from federation.tasks.model_files import VERSION, _definition, _definition_of, _dumps, _loads
 from federation.tasks.trees_fit import Tree
 from federation.tasks.trees_grow import Feature, Split
-from federation.tasks.trees_model import TreesModel, TreesPart, TreesResult, describe
-from federation.tasks.trees_plan import TreesPlan
+from federation.tasks.trees_model import TreesModel, TreesPart
 
 KIND, PART = "trees", "trees-part"
 
@@ -116,46 +115,6 @@ def trees_part_from_json(data: bytes) -> TreesPart:
     if part.digest().hex() != plain.get("digest"):
         raise IntegrityError("the part's file was changed: its digest is another one")
     return part
-
-
-def summary(result: TreesResult, plan: TreesPlan, customers_min: int) -> dict[str, Any]:
-    """What a report shows of trees: importance by feature and owner, the learning curve, shapes,
-    thresholds in words, exposure. Figures only, nothing of single customers.
-    """
-    model = result.model
-    total = max(float(model.importance().sum()), 1e-12)
-    splits = [split for tree in model.trees for split in tree.splits if split]
-    uses = np.bincount([split.feature for split in splits], minlength=len(model.features))
-    features = [
-        {"owner": f.owner, "name": f.name, "gain": float(gain) / total, "splits": int(used)}
-        for f, gain, used in zip(model.features, model.importance(), uses, strict=True)
-    ]
-    owners = {org: gain / total for org, gain in model.importance_by_owner().items()}
-    return {
-        "task": KIND,
-        "features": sorted(features, key=lambda item: -float(str(item["gain"]))),
-        "owners": owners,
-        "learning": [
-            {"tree": i + 1, "train": s.train, "validation": s.validation, "joint": s.asked}
-            for i, s in enumerate(result.history)
-        ],
-        "trees": [{"depth": tree.depth, "leaves": tree.leaves} for tree in model.trees],
-        "thresholds": {
-            org: [
-                f"{model.features[s.feature].name} "
-                + describe(model.definitions[s.feature], model.features[s.feature], s)
-                for s in opened
-            ]
-            for org, opened in model.thresholds.items()
-        },
-        "bits_a_customer": dict(result.thresholds),
-        "tokens": result.tokens,
-        "exposure": plan.exposure(customers_min),
-        "seconds": dict(result.seconds),
-        "sent_bytes": dict(result.sent_bytes),
-        "received_bytes": dict(result.received_bytes),
-        "notes": list(result.notes),
-    }
 
 
 # --- pieces ---------------------------------------------------------------------------------------

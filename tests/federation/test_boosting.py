@@ -154,16 +154,6 @@ def test_each_part_comes_back_from_its_file_and_a_changed_file_does_not(
         assert trees_files.trees_part_from_json(file).thresholds == part.thresholds
 
 
-def test_the_summary_says_who_mattered_and_what_was_opened(
-    world: TreesWorld, run: LocalTrees
-) -> None:
-    made = trees_files.summary(run.result, boosting.plan_of(world.manifest()), 360)
-    assert sum(made["owners"].values()) == pytest.approx(1)
-    assert made["owners"]["tax"] > made["owners"]["court"]
-    assert len(made["learning"]) == len(made["trees"]) == 2
-    assert made["bits_a_customer"] == {o: len(t) for o, t in made["thresholds"].items()}
-
-
 # --- what a job asks, before it runs --------------------------------------------------------------
 
 
