@@ -108,7 +108,7 @@ class _Twin:
             parameters,
             train=~(self.result.test | self.result.validation),
             validation=self.result.validation,
-            vmax=self.manifest.query.vmax,
+            vmax=boosting.plan_of(self.manifest).query.vmax,
             customers_min=self.manifest.limits.customers_min,
             randomness=self.randomness,
         )

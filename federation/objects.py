@@ -427,6 +427,75 @@ class TreesParameters(Part):
         return self
 
 
+class NeuralParameters(Part):
+    """A network that banks with the same fields train together (PROTOCOLS.md section 7)."""
+
+    model: Literal["mlp", "tabular", "installed"] = "mlp"
+    # Of `installed`: a factory under the entry point group `lianmo.models`, and the digest of its
+    # package as every party has it (`federation/tasks/neural_model.py`).
+    module: Name | None = None
+    module_sha256: Digest | None = None
+    categories: tuple[FieldName, ...] = ()  # all other fields are numbers
+    buckets: Annotated[int, Field(ge=2, le=4096)] = 32  # that a category's text is hashed into
+    embedding: Annotated[int, Field(ge=1, le=64)] = 4
+    hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(max_length=6)] = (
+        64,
+        32,
+    )
+    rounds: Annotated[int, Field(ge=1, le=1000)] = 20
+    epochs: Annotated[int, Field(ge=1, le=20)] = 1  # of a bank's own customers, each round
+    batch: Annotated[int, Field(ge=8, le=65536)] = 256
+    learning_rate: DecimalText = "0.01"
+    weight_decay: DecimalText = "0.0001"
+    strategy: Literal["fedavg", "fedprox", "fedadam"] = "fedavg"
+    proximal: DecimalText = "0.01"  # of fedprox
+    server_rate: DecimalText = "0.01"  # of fedadam
+    clip: DecimalText = "10"  # L2 norm of what a bank's weights move by in a round
+    # With a budget every step is one noisy sum over all banks; `noise` is the multiplier that keeps
+    # `rounds` x `steps` of them within (epsilon, delta) for each customer.
+    epsilon: DecimalText | None = None
+    delta: DecimalText = "0.00001"
+    noise: DecimalText | None = None
+    steps: Annotated[int, Field(ge=1, le=1000)] = 10  # a round, with a budget
+    sample_rate: DecimalText = "0.02"  # part of its customers that a bank draws for a step
+    example_clip: DecimalText = "1"  # L2 norm of one customer's gradient
+    bad_weight: DecimalText = "1.0"
+    hold_out: DecimalText = "0.30"
+    base_score: Annotated[int, Field(ge=0, le=10_000)] = 600
+    base_odds: Annotated[int, Field(ge=1, le=100_000)] = 20
+    pdo: Annotated[int, Field(ge=1, le=1000)] = 40
+    min_cohort: Annotated[int, Field(ge=5)] = 50  # customers of a class at each bank
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        ranges = {
+            "learning_rate": ("0.000001", "1"),
+            "weight_decay": ("0", "1"),
+            "proximal": ("0", "100"),
+            "server_rate": ("0.000001", "10"),
+            "clip": ("0.01", "1000"),
+            "delta": ("0.000000000001", "0.01"),
+            "sample_rate": ("0.0001", "1"),
+            "example_clip": ("0.001", "100"),
+            "bad_weight": ("0.01", "100"),
+            "hold_out": ("0.05", "0.9"),
+        }
+        for name, (low, high) in ranges.items():
+            if not Decimal(low) <= Decimal(getattr(self, name)) <= Decimal(high):
+                raise ValueError(f"{name} is between {low} and {high}")
+        if (self.model == "installed") != (
+            self.module is not None and self.module_sha256 is not None
+        ):
+            raise ValueError("`module` with its digest goes with the model `installed`")
+        if self.epsilon is not None and not 0 < Decimal(self.epsilon) <= 1000:
+            raise ValueError("epsilon is above 0 and at most 1000")
+        if (self.epsilon is None) != (self.noise is None):
+            raise ValueError("a budget has its noise multiplier, and only a budget has one")
+        if self.noise is not None and not 0 < Decimal(self.noise) <= 1000:
+            raise ValueError("noise is above 0 and at most 1000")
+        return self
+
+
 class QueryParameters(Part):
     """Parameters of the linear query that the job's figures need (PROTOCOLS.md section 3)."""
 
@@ -449,7 +518,28 @@ class Limits(Part):
     attempts: Annotated[int, Field(ge=1, le=5)] = 3
 
 
-OF_SEVERAL_BANKS: frozenset[str] = frozenset()  # tasks that sum over banks before they open
+PARAMETERS: dict[str, type[ScorecardParameters | TreesParameters | NeuralParameters]] = {
+    "scorecard": ScorecardParameters,
+    "trees": TreesParameters,
+    "neural": NeuralParameters,
+}
+OF_SEVERAL_BANKS = frozenset({"neural"})  # tasks that sum over banks before they open
+OF_BANKS_ALONE = frozenset({"neural"})  # without departments
+
+
+class AuditRule(Part):
+    """Who can open the bank's queries afterwards (`federation.escrow`); nobody by default."""
+
+    auditors: Annotated[tuple[OrgId, ...], Field(max_length=64)] = ()
+    threshold: Annotated[int, Field(ge=2, le=64)] = 2  # so many of them together
+
+    @model_validator(mode="after")
+    def _enough(self) -> Self:
+        if len(set(self.auditors)) != len(self.auditors):
+            raise ValueError("each auditor is named once")
+        if self.auditors and self.threshold > len(self.auditors):
+            raise ValueError(f"{self.threshold} auditors are to agree, {len(self.auditors)} named")
+        return self
 
 
 class DeclaredDisclosure(Part):
@@ -477,16 +567,17 @@ class JobManifest(SignedObject):
     job: ObjectName
     created: Time
     purpose: Purpose
-    task: Literal["scorecard", "trees"] = "scorecard"
+    task: Literal["scorecard", "trees", "neural"] = "scorecard"
     parties: tuple[JobParty, ...]
     registry: RegistrySnapshot
     cover: CoverRule
     alignment: Literal["voprf", "set"]  # how row keys are agreed on (protocols/row_key_agreement)
     package_sha256: Digest
-    parameters: ScorecardParameters | TreesParameters  # those of the task
-    query: QueryParameters
+    parameters: ScorecardParameters | TreesParameters | NeuralParameters  # those of the task
+    query: QueryParameters | None = None  # None without departments
     limits: Limits
     disclosures: tuple[DeclaredDisclosure, ...]
+    audit: AuditRule = AuditRule()
     outputs: tuple[OrgId, ...]  # who receives the model's report
     not_before: Time
     expires: Time
@@ -496,12 +587,12 @@ class JobManifest(SignedObject):
     @classmethod
     def _of_the_task(cls, value: object, info: ValidationInfo) -> object:
         # By the task's name, never by which class happens to fit.
-        kind = TreesParameters if info.data.get("task") == "trees" else ScorecardParameters
+        kind = PARAMETERS.get(str(info.data.get("task")), ScorecardParameters)
         return value if isinstance(value, Part) else kind.model_validate(value)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if isinstance(self.parameters, TreesParameters) != (self.task == "trees"):
+        if type(self.parameters) is not PARAMETERS[self.task]:
             raise ValueError("the parameters are those of another task")
         orgs = [party.org for party in self.parties]
         if len(set(orgs)) != len(orgs):
@@ -509,12 +600,18 @@ class JobManifest(SignedObject):
         banks, departments = self.of_role(Role.BANK), self.of_role(Role.DEPARTMENT)
         if not banks or (len(banks) > 1 and self.task not in OF_SEVERAL_BANKS):
             raise ValueError(f"a job of {self.task} has one bank")
-        if not departments:
-            raise ValueError("a job has at least one department")
+        if bool(departments) == (self.task in OF_BANKS_ALONE):
+            raise ValueError("departments take part in every task but those of banks alone")
+        if (self.query is None) != (not departments):
+            raise ValueError("query parameters go with departments, and only with them")
+        if not departments and len({self.party(org).fields for org in banks}) != 1:
+            raise ValueError("banks that train alone have the same fields, in the same order")
         if len(self.of_role(Role.PLATFORM)) > 1:
             raise ValueError("a job has at most one platform")
         if not set(self.outputs) <= set(orgs):
             raise ValueError("outputs go to parties of the job")
+        if set(self.audit.auditors) & set(orgs):
+            raise ValueError("no party of the job audits it")
         if self.not_before >= self.expires:
             raise ValueError("the job expires before it may begin")
         if not 0 < self.limits.customers_min <= self.limits.customers_max <= self.cover.rows:
@@ -554,6 +651,13 @@ class JobManifest(SignedObject):
         """The parameters of boosted trees; TypeError if the task is another one."""
         if not isinstance(self.parameters, TreesParameters):
             raise TypeError(f"{self.task} is not boosted trees")
+        return self.parameters
+
+    @property
+    def neural(self) -> NeuralParameters:
+        """The parameters of a network; TypeError if the task is another one."""
+        if not isinstance(self.parameters, NeuralParameters):
+            raise TypeError(f"{self.task} is not a network")
         return self.parameters
 
     def party(self, org: str) -> JobParty:
@@ -619,6 +723,14 @@ class Approval(SignedObject):
         return self
 
 
+class Committed(Part):
+    """What one party committed to before the run, as the signer of a record saw it."""
+
+    org: OrgId
+    what: Name  # seed, nonce, customers, labels, columns, matrix NAME, escrow, agreement
+    digest: Digest
+
+
 class RunRecord(SignedObject):
     """What one party really did in one attempt, signed by its node's `run` key."""
 
@@ -633,6 +745,7 @@ class RunRecord(SignedObject):
     run_config_sha256: Digest
     snapshot: Digest  # of the rows and columns that the gate handed out, salted
     commitments: tuple[Digest, ...]  # of seed and matrix, made before the run
+    committed: tuple[Committed, ...] = ()  # by all parties, in the order of seeing it
     transcript: tuple[tuple[OrgId, Digest, Digest], ...]  # peer, frames sent, frames received
     disclosures: tuple[DeclaredDisclosure, ...]
     tokens: Count

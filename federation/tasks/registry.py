@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, cast
 from federation.objects import (
     DeclaredDisclosure,
     JobManifest,
+    NeuralParameters,
     QueryParameters,
     ScorecardParameters,
     TreesParameters,
@@ -20,10 +21,11 @@ from federation.objects import (
 from federation.tables import BankData, DepartmentData
 from federation.tasks.party import Party
 
-Parameters = ScorecardParameters | TreesParameters
+Parameters = ScorecardParameters | TreesParameters | NeuralParameters
 MODULES = {
     "scorecard": "federation.tasks.scorecard",
     "trees": "federation.tasks.boosting",
+    "neural": "federation.tasks.horizontal",
 }
 
 
@@ -64,8 +66,10 @@ def task_of(of: JobManifest | Parameters) -> Task:
     return cast("Task", import_module(MODULES[name_of(parameters)]))
 
 
-def name_of(parameters: Parameters) -> Literal["scorecard", "trees"]:
+def name_of(parameters: Parameters) -> Literal["scorecard", "trees", "neural"]:
     """What a manifest calls the task of these parameters."""
+    if isinstance(parameters, NeuralParameters):
+        return "neural"
     return "trees" if isinstance(parameters, TreesParameters) else "scorecard"
 
 
