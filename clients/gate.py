@@ -41,6 +41,7 @@ from federation.objects import (
     Decision,
     JobManifest,
     JobParty,
+    OrgKind,
     Role,
     Usage,
 )
@@ -118,10 +119,15 @@ class Gate:
             word = Envelope.from_json(data).unverified(Approval)  # verified before it was kept
             if word.decision is not Decision.APPROVE and word.org in job.manifest.approvers():
                 raise Refused(f"{word.decision} was said to this job", party=word.org)
-        trust = self._home.trust()
-        for party in job.manifest.parties:
-            if party.org not in trust:
-                raise Refused("is no longer trusted here", party=party.org)
+        self._require_members(job.manifest)
+
+    def _require_members(self, manifest: JobManifest) -> None:
+        """Every party, and the platform that carries the messages, takes part in the network."""
+        standing, now = self._home.standing(), self._now()
+        trust = standing.trust
+        platforms = {org for org in trust if trust.card(org).org_kind is OrgKind.PLATFORM}
+        for org in sorted(platforms | {party.org for party in manifest.parties}):
+            standing.require_active(org, now)
 
     def close(self, manifest: str, attempt: int) -> None:
         """The attempt is over, well or not: from now on it counts with the queries it got answered.
@@ -160,7 +166,16 @@ class Gate:
         self._audit.require_clock(now)
         at.check = Check.APPROVALS
         words = self._all_words(manifest, approvals, trust, now)
-        job = check_job(manifest, words, trust, now, me=me, package_sha256=package_sha256())
+        job = check_job(
+            manifest,
+            words,
+            trust,
+            now,
+            me=me,
+            package_sha256=package_sha256(),
+            standing=self._home.standing(),
+        )
+        self._require_members(job.manifest)
         require_attempt(job.manifest, attempt)
         at.check = Check.BUNDLE
         bundles.require_same(job.manifest, fab, dict(run_config))

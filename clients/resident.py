@@ -53,6 +53,7 @@ class Peers(Mapping[str, PeerCertificate]):
         trust = self._home.trust()
         if org not in trust:
             raise KeyError(org)
+        self._home.standing().require_active(org, _now())  # its Refused says why: no KeyError
         der = certificates.der(trust.card(org).tls_certificate)
         return PeerCertificate(ca=trust.tls_ca(org), sha256=_sha256(der))
 

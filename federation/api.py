@@ -33,6 +33,7 @@ REPORT_PATH = "/v1/lianmo/report"  # loopback only: a ServerApp's word on its ru
 PROBLEM_TYPE = "application/problem+json"
 MAX_BODY_BYTES = 2 << 20  # an envelope has at most 1.5 MiB
 MAX_WAIT_S = 25.0  # long polls end before the clients' read timeout of 30 s
+NETWORK_S = 20.0  # documents of the network are looked for so often
 TRAIN = "train"  # the one message type between ServerApp and node
 TRAIN_HOLD_S = 5.0  # a node answers `running` after so long
 

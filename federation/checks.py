@@ -12,6 +12,7 @@ from datetime import datetime
 
 from federation.envelope import Envelope
 from federation.errors import IntegrityError, RefusalCode, Refused
+from federation.network import Standing
 from federation.objects import Approval, Decision, JobManifest, JobParty, Usage, utc_time
 from federation.persons import distinct
 from federation.trust import TrustStore, Verified
@@ -36,13 +37,16 @@ def check_job(
     *,
     me: str,
     package_sha256: str,
+    standing: Standing,
 ) -> ApprovedJob:
     """The job, if `me` may take part in it now with this release of the package.
 
-    Raises IntegrityError where a signature or digest does not hold, Refused where somebody did not
-    approve, refused or withdrew, or the time is not right.
+    Raises IntegrityError where a signature or digest does not hold, Refused where a party is not
+    active in the network, somebody did not approve, refused or withdrew, or the time is not right.
     """
     job = check_manifest(manifest, trust, now, me=me)
+    for party in job.object.parties:
+        standing.require_active(party.org, now)
     require_package(job.object, package_sha256)
     given = [trust.verify(approval, Approval, Usage.APPROVE, now) for approval in approvals]
     for approval in given:

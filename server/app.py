@@ -51,15 +51,20 @@ from federation.api import (
 )
 from federation.envelope import Envelope
 from federation.errors import LianmoError, UsageError
+from federation.network import Bundle
 from federation.objects import ObjectName, OrgId, utc_text
 from federation.package import package_sha256
 from server.governance import Governance
+from server.network import NetworkDesk
 from server.store import IdempotencyRow, Store
 
 log = logging.getLogger(__name__)
 
 IDEMPOTENCY_LIFE = timedelta(days=1)
 ORG_KEY = "lianmo.org"  # who calls, in the scope
+# Also for organisations that are not active: or a network could not be founded, and one that is
+# suspended would not hear why, or that it is over.
+FOR_ALL_TRUSTED = frozenset({f"{API}/health", f"{API}/network"})
 SECURITY_HEADERS = {
     "cache-control": "no-store",
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
@@ -170,9 +175,16 @@ class Guard:
     """Who calls, how much, and whether this very request was answered before."""
 
     def __init__(
-        self, app: ASGIApp, *, identify: Identify, store: Store, now: Callable[[], datetime]
+        self,
+        app: ASGIApp,
+        *,
+        identify: Identify,
+        store: Store,
+        now: Callable[[], datetime],
+        require_active: Callable[[str], None] = lambda org: None,
     ) -> None:
         self._app, self._identify, self._store, self._now = app, identify, store, now
+        self._require_active = require_active
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -190,6 +202,12 @@ class Guard:
             response = plain_problem(401, "no admitted card holds the certificate of this caller")
             return await response(scope, receive, send_with_headers)
         scope[ORG_KEY] = org
+        if scope["path"] not in FOR_ALL_TRUSTED:
+            try:
+                self._require_active(org)
+            except LianmoError as error:
+                response = problem_response(problem_of(error))
+                return await response(scope, receive, send_with_headers)
         body = await _read(Headers(scope=scope), receive)
         if body is None:
             response = plain_problem(413, f"a body has at most {MAX_BODY_BYTES} bytes")
@@ -321,6 +339,13 @@ SIGNED_BODY = {
     }
 }
 
+NETWORK_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": Bundle.model_json_schema()}},
+    }
+}
+
 
 def _to_cursor(text: str | None) -> str | None:
     return None if text is None else base64.urlsafe_b64encode(text.encode()).decode()
@@ -347,9 +372,25 @@ def create_app(
     card: Callable[[], Envelope],
     identify: Identify,
     now: Callable[[], datetime],
+    network: NetworkDesk | None = None,
 ) -> ASGIApp:
     """The API as an ASGI application; `identify` says whose certificate a connection has."""
     api = APIRouter(prefix=API)
+
+    if network is not None:
+        desk = network
+
+        @api.get("/network")
+        def documents() -> Response:
+            """Give out charter, decisions and bulletins of the network."""
+            return Response(desk.bundle().to_json(), media_type="application/json")
+
+        @api.post("/network", openapi_extra=NETWORK_BODY)
+        async def hand_in(org: Caller, request: Request) -> Response:
+            """Take decisions and bulletins that hold, and give out all there are."""
+            told = Bundle.from_json(await request.body())
+            kept = await run_in_threadpool(desk.take, org, told)
+            return Response(kept.to_json(), media_type="application/json")
 
     @api.get("/health")
     def health() -> Health:
@@ -453,4 +494,5 @@ def create_app(
         responses={"default": {"model": Problem, "content": {PROBLEM_TYPE: {}}}},
     )
     app.include_router(api)
-    return Guard(app, identify=identify, store=store, now=now)
+    require_active = network.require_active if network is not None else lambda org: None
+    return Guard(app, identify=identify, store=store, now=now, require_active=require_active)

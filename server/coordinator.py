@@ -23,12 +23,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import Scope
 
 from federation.api import RunReport
+from federation.envelope import Envelope
 from federation.errors import LianmoError, Unavailable
 from federation.trust import TrustStore
 from server.app import Changes, create_app
 from server.config import CoordinatorHome
 from server.flower import SuperLink, flower_apis
 from server.governance import Governance, Rules
+from server.network import NetworkDesk
 from server.processes import Launcher, RelayProcess
 from server.store import Store
 from server.tls import CERTIFICATE_KEY, CertificateProtocol, PublicTls
@@ -47,9 +49,23 @@ class Admitted:
         self._home = home
         self.trust: TrustStore = home.keyring.trust()
         self._by_certificate = _by_certificate(self.trust)
+        self.network = NetworkDesk(home.keyring, lambda: self.trust, lambda: datetime.now(UTC))
+        self.active = self.network.active()
+
+    def accept_card(self, envelope: Envelope) -> None:
+        """Trust a member's newer card, which its admin key has signed."""
+        card = self._home.keyring.trust_card(envelope)
+        log.info("newer card", extra={"org": card.org, "serial": card.serial})
+        self.refresh()
 
     def refresh(self) -> bool:
-        """Look at the trust folder again; whether something changed."""
+        """Look at cards and decisions again; whether somebody came, changed or went."""
+        before = self.active
+        changed = self._refresh_trust()
+        self.active = self.network.active()
+        return changed or self.active != before
+
+    def _refresh_trust(self) -> bool:
         try:
             found = self._home.keyring.trust()
         except (LianmoError, OSError) as error:
@@ -67,10 +83,10 @@ class Admitted:
         return known[0] if known else None
 
     def owns(self, scope: Scope, node_key: bytes) -> bool:
-        """Whether certificate and node key stand in one admitted card."""
+        """Whether certificate and node key stand in the card of one active organisation."""
         certificate = scope.get(CERTIFICATE_KEY)
         known = self._by_certificate.get(certificate) if certificate else None
-        return known is not None and known[1] == node_key
+        return known is not None and known[1] == node_key and known[0] in self.active
 
 
 def _by_certificate(trust: TrustStore) -> dict[bytes, tuple[str, bytes | None]]:
@@ -111,6 +127,8 @@ class Coordinator:
             membership=home.membership,
             rules=Rules(attempts=config.attempts),
             announce=self.changes.announce,
+            standing=self.admitted.network.standing,
+            accept_card=self.admitted.accept_card,
         )
         self.relay: RelayProcess | None = None
         if with_relay:
@@ -130,6 +148,7 @@ class Coordinator:
             card=home.keyring.card,
             identify=self.admitted.org_of,
             now=lambda: datetime.now(UTC),
+            network=self.admitted.network,
         )
         self.fleet, self.runtime = flower_apis(
             self.superlink, owns=self.admitted.owns, on_report=self._on_report, other=api
@@ -212,7 +231,12 @@ class Coordinator:
         """Follow the trust folder, the jobs and the child processes, whatever happens to one."""
         count = 0
         while True:
-            for chore in (self._follow_trust, self.governance.tend, self._keep_relay):
+            for chore in (
+                self.admitted.network.tend,
+                self._follow_trust,
+                self.governance.tend,
+                self._keep_relay,
+            ):
                 await self._chore(chore)
             if count % SPARES_EVERY == 0:
                 await self._chore(self.launcher.tend)

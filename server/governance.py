@@ -54,6 +54,7 @@ from federation.errors import (
     Refused,
     UsageError,
 )
+from federation.network import Standing
 from federation.objects import (
     Approval,
     Decision,
@@ -136,24 +137,33 @@ class Governance:
         membership: Path,
         rules: Rules | None = None,
         announce: Callable[[], None] = lambda: None,
+        standing: Callable[[], Standing] | None = None,
+        accept_card: Callable[[Envelope], None] | None = None,
     ) -> None:
+        """standing: who takes part in the network; default, everybody who is trusted.
+        accept_card: trusts a newer card of a member under the same admin key."""
         self._store, self._flower, self._launch = store, flower, launch
         self._platform, self._trust, self._now = platform, trust, now
         self._membership, self._rules, self._announce = membership, rules or Rules(), announce
+        self._standing = standing or (lambda: Standing(self._trust()))
+        self._accept_card = accept_card
 
     # --- organisations and catalogue --------------------------------------------------------------
 
     def register(self, org: str, card: Envelope) -> str:
         """An admitted organisation shows its card; its node key is admitted to Flower.
 
-        The card must be the very one that the platform trusts: a newer one is first trusted by
-        hand, like the first.
+        The card must be the very one that the platform trusts, or a newer one under the same admin
+        key; a first one, and one under another admin key, is first trusted by hand.
         """
         now, trust = self._now(), self._trust()
         shown, _ = verify_card(card)
         if shown.org != org:
             raise IntegrityError("this is another organisation's card", party=org)
         digest = shown.digest()
+        if self._accept_card is not None and shown.serial > trust.card(org).serial:
+            self._accept_card(card)
+            trust = self._trust()
         if digest != trust.card(org).digest():
             todo = f"have the platform run `lianmo org trust` with {org}'s newest card"
             raise Conflict("this is not the card that the platform trusts", party=org, todo=todo)
@@ -454,7 +464,7 @@ class Governance:
 
     def publish_membership(self) -> None:
         """Write for the relay who is admitted and which jobs run: one file, replaced as a whole."""
-        trust = self._trust()
+        trust, active = self._trust(), self._active()
         with self._store.read() as session:
             running = list(
                 session.scalars(sa.select(JobRow).where(JobRow.status == JobStatus.RUNNING))
@@ -465,10 +475,18 @@ class Governance:
                 "ca": trust.tls_ca(org),
             }
             for org in trust
+            if org in active
         }
         jobs = {row.manifest_digest: _data_parties(_manifest(row)) for row in running}
         content = json.dumps({"organisations": organisations, "jobs": jobs}, sort_keys=True)
         keyring.write(self._membership, content.encode())
+
+    def _active(self) -> frozenset[str]:
+        try:
+            return self._standing().active(self._now())
+        except LianmoError as error:  # damaged documents let nobody through
+            log.error("network unreadable", extra={"reason": error.what})
+            return frozenset()
 
     def _tend_one(self, session: Session, row: JobRow, now: datetime) -> bool:
         manifest, status = _manifest(row), JobStatus(row.status)
@@ -486,6 +504,13 @@ class Governance:
     def _tend_run(
         self, session: Session, row: JobRow, manifest: JobManifest, now: datetime
     ) -> bool:
+        try:
+            standing = self._standing()
+            for party in manifest.parties:
+                standing.require_active(party.org, now)
+        except LianmoError as error:
+            self._end(session, row, JobStatus.STOPPED, str(error), error.party or None)
+            return True
         limit_s = manifest.limits.wall_time_s
         if row.started and (now - row.started).total_seconds() > limit_s:
             text = f"not finished within the {limit_s} s that the manifest allows"
@@ -516,6 +541,7 @@ class Governance:
                 now,
                 me=manifest.bank,
                 package_sha256=package_sha256(),
+                standing=self._standing(),
             )
             self._flower.members[digest] = set(nodes.values())
             run_id, token = self._flower.create_run(digest, fab.build(manifest))

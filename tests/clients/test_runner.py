@@ -62,7 +62,10 @@ class CheckingGate:
     ) -> Checked:
         trust, now = self.home.trust(), datetime.now(UTC)
         me, package = self.home.org, package_sha256()
-        job = check_job(manifest, approvals, trust, now, me=me, package_sha256=package)
+        standing = self.home.standing()
+        job = check_job(
+            manifest, approvals, trust, now, me=me, package_sha256=package, standing=standing
+        )
         _same(manifest, fab, run_config)
         self.admitted.append(attempt)
         return Checked(job)

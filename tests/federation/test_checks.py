@@ -20,6 +20,7 @@ from federation.checks import ApprovedJob, check_job, check_manifest
 from federation.envelope import Envelope, sign
 from federation.errors import IntegrityError, LianmoError, NotFound, RefusalCode, Refused
 from federation.identity import PrivateKey
+from federation.network import Standing
 from federation.objects import Decision, JobManifest, KeyStatus, Usage, utc_text
 from tests.federation.parties import (
     NOW,
@@ -44,7 +45,9 @@ def check(
 ) -> ApprovedJob:
     plain: dict[str, Any] = {"me": "tax", "package_sha256": PACKAGE, "trust": TRUST, "now": NOW}
     plain |= changes
-    return check_job(manifest, approvals, plain.pop("trust"), plain.pop("now"), **plain)
+    trust = plain.pop("trust")
+    plain.setdefault("standing", Standing(trust))
+    return check_job(manifest, approvals, trust, plain.pop("now"), **plain)
 
 
 @pytest.mark.parametrize("me", ["bank-a", "tax", "court", "city"])

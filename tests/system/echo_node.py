@@ -51,6 +51,7 @@ class CheckingGate:
             datetime.now(UTC),
             me=self._home.org,
             package_sha256=package_sha256(),
+            standing=self._home.standing(),
         )
         fabs.require_same(manifest, fab, dict(run_config))
         (self._home.path / "opened").touch()
