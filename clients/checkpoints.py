@@ -1,7 +1,8 @@
-"""A job's last state as one file in this home, for its next attempt (federation/tasks/checkpoints).
+"""A job's last state as files in this home, for its next attempt (federation/tasks/checkpoints).
 
-It holds what the party alone may know (a bank: who is held out, opened bits), so it is as secret as
-a key, and it goes when the job has succeeded.
+It holds what the party alone may know (a bank: who is held out, opened bits; a department: its row
+keys), so it is as secret as a key. It outlives this party's own success, since another party may
+crash after that and need a new attempt; `clients/retention.py` says when it goes.
 """
 
 from __future__ import annotations
@@ -12,19 +13,25 @@ from federation import keyring
 
 
 class FileCheckpointBook:
-    """One job's state; whole or not there."""
+    """One job's state; each part whole or not there."""
 
     def __init__(self, path: Path) -> None:
+        """path: of the state without a part's name; the parts are beside it."""
         self._path = path
 
-    def load(self) -> bytes | None:
+    def load(self, part: str = "") -> bytes | None:
         """What was saved last; None if nothing was."""
-        return self._path.read_bytes() if self._path.is_file() else None
+        file = self._file(part)
+        return file.read_bytes() if file.is_file() else None
 
-    def save(self, state: bytes) -> None:
+    def save(self, state: bytes, part: str = "") -> None:
         """On disk before this returns."""
-        keyring.write(self._path, state, keyring.SECRET_MODE)
+        keyring.write(self._file(part), state, keyring.SECRET_MODE)
 
     def forget(self) -> None:
         """The job needs it no more."""
-        self._path.unlink(missing_ok=True)
+        for file in (self._path, *self._path.parent.glob(f"{self._path.stem}.*.state")):
+            file.unlink(missing_ok=True)
+
+    def _file(self, part: str) -> Path:
+        return self._path.with_suffix(f".{part}.state") if part else self._path

@@ -10,12 +10,12 @@ from typing import Protocol
 
 
 class CheckpointBook(Protocol):
-    """One party's last state of one job, over its attempts."""
+    """One party's last state of one job, over its attempts; in parts, where a whole is large."""
 
-    def load(self) -> bytes | None:
+    def load(self, part: str = "") -> bytes | None:
         """What was saved last; None if nothing was."""
 
-    def save(self, state: bytes) -> None:
+    def save(self, state: bytes, part: str = "") -> None:
         """On disk, whole, before this returns."""
 
 
@@ -23,12 +23,12 @@ class MemoryCheckpointBook:
     """For parties that live no longer than a process."""
 
     def __init__(self) -> None:
-        self._state: bytes | None = None
+        self._parts: dict[str, bytes] = {}
 
-    def load(self) -> bytes | None:
+    def load(self, part: str = "") -> bytes | None:
         """What was saved last."""
-        return self._state
+        return self._parts.get(part)
 
-    def save(self, state: bytes) -> None:
+    def save(self, state: bytes, part: str = "") -> None:
         """In memory."""
-        self._state = state
+        self._parts[part] = state

@@ -118,19 +118,30 @@ def run_scorecard_in_process(
     report: Callable[[str, Progress], None] = lambda org, progress: None,
     channels: Mapping[str, Mapping[str, Channel]] | None = None,
     attempt: int = 0,
+    checkpoints: Mapping[str, CheckpointBook] | None = None,
+    first_seeds: Mapping[str, bytes] | None = None,
 ) -> LocalRun:
     """Run all parties' programs, each in a thread of its own.
 
     seeds: 32 bytes of every party, kept apart as in a real job: equal seeds and data give equal
-    frames. channels: to look into what is sent; queues by default. Raises what the first party to
-    fail raised.
+    frames. channels: to look into what is sent; queues by default. checkpoints: what another
+    attempt goes on from; first_seeds: those of the first. Raises what the first party to fail
+    raised.
     """
     bank_org = manifest.bank
     orgs = [bank_org, *manifest.departments]
     links = channels or in_process(orgs)
     parties = {
         org: local_party(
-            org, manifest, seeds, links[org], attempt=attempt, executor=executor, report=report
+            org,
+            manifest,
+            seeds,
+            links[org],
+            attempt=attempt,
+            executor=executor,
+            report=report,
+            checkpoints=(checkpoints or {}).get(org),
+            first_seed=(first_seeds or {}).get(org, b""),
         )
         for org in orgs
     }
@@ -170,8 +181,9 @@ def local_party(
     executor: Executor | None = None,
     report: Callable[[str, Progress], None] = lambda org, progress: None,
     checkpoints: CheckpointBook | None = None,
+    first_seed: bytes = b"",
 ) -> Party:
-    """One party of a local run, with books in memory."""
+    """One party of a local run, with books in memory; first_seed: of the job's first attempt."""
     between = manifest.departments if org != manifest.bank else ()
     return Party(
         me=org,
@@ -187,6 +199,7 @@ def local_party(
         answers=MemoryAnswerBook(),
         reply_book=MemoryReplyBook(),
         attempt_book=MemoryAttemptBook(),
+        first_master=first_seed,
         checkpoints=checkpoints,
         executor=executor,
         report=partial(report, org),

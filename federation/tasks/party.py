@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 
 from federation.channel import Channel
 from federation.errors import IntegrityError
+from federation.escrow import Desk
 from federation.ledger import Ledger
-from federation.objects import JobManifest
+from federation.objects import Committed, JobManifest
 from federation.tasks.checkpoints import CheckpointBook
 from protocols.books import AnswerBook, SpentBook
 from protocols.errors import ProtocolError
@@ -59,11 +60,13 @@ class Party:
     reply_book: ReplyBook = field(repr=False)  # these two: of a set OPRF
     attempt_book: AttemptBook = field(repr=False)
     # Of score rounding: this organisation's for ever, over jobs and attempts, else repeats average
-    # the rounding away. Empty: of this attempt alone, for parties that live no longer.
+    # the rounding away. Empty: of this job alone, for parties that live no longer.
     rounding: bytes = field(default=b"", repr=False)
     # Master seed of the first attempt of this job here; empty: this attempt is the first.
     first_master: bytes = field(default=b"", repr=False)
     checkpoints: CheckpointBook | None = field(default=None, repr=False)  # of a task that keeps any
+    desk: Desk | None = field(default=None, repr=False)  # where the manifest names auditors
+    committed: list[Committed] = field(default_factory=list)  # by all, before the run
     membership: Membership | None = field(default=None, repr=False)  # of a job of several banks
     executor: Executor | None = field(default=None, repr=False)
     report: Callable[[Progress], None] = lambda progress: None
@@ -85,6 +88,10 @@ class Party:
         errors are of one attempt (CRYPTO_REVIEW.md F3, F4).
         """
         return Randomness(self.first_master or self.randomness.master, self.manifest_digest, 0)
+
+    def saw(self, org: str, what: str, commitment: bytes) -> None:
+        """A commitment, for this party's signed record: nobody can change it afterwards."""
+        self.committed.append(Committed(org=org, what=what, digest=commitment.hex()))
 
     @contextmanager
     def at(self, stage: str, steps: int = 1) -> Iterator[Callable[[int], None]]:

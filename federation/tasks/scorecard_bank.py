@@ -9,6 +9,9 @@
     openings    a direction, one rounded score a customer, an exact fit, the next residuals
     points      the scorecard; one score in points a customer, if an evaluation is approved
 
+An attempt goes on from the last step that all parties finished in an earlier one (`steps.py`);
+tokens are fetched for what is left.
+
 Every opened sum is checked against the counts (CRYPTO_REVIEW.md F7, R5): without it a department
 reads one customer's label a query from what the bank does next.
 """
@@ -25,9 +28,10 @@ from numpy.typing import NDArray
 
 from federation.errors import UsageError
 from federation.ledger import What
-from federation.tables import BankData, CategoryColumn, Column
-from federation.tasks import row_keys
-from federation.tasks.agreement import agree
+from federation.tables import BankData, Column
+from federation.tasks import row_keys, vertical
+from federation.tasks import scorecard_steps as steps
+from federation.tasks.agreement import Customers, agree
 from federation.tasks.binning import WOE_BITS, WOE_STEP, FeatureBins, group, offsets, pre_bin
 from federation.tasks.fit import JointFit, Opened, RemoteFeature
 from federation.tasks.messages import (
@@ -58,19 +62,19 @@ from federation.tasks.plan import (
     sum_bits,
 )
 from federation.tasks.scorecard_department import BINS, PAIRS, sealed_step
+from federation.tasks.steps import Steps
 from protocols import labels, linear_query, sealed
 from protocols.errors import ProtocolError
 from protocols.linear_query import (
     Answer,
     ForwardMask,
     Layout,
-    MatrixCommitment,
     Parameters,
-    TokenReply,
     decode,
 )
 from protocols.openings import check_counts, check_opening
 from protocols.ring import Q
+from protocols.row_keys import ROW_KEY_BYTES
 from protocols.streams import Stream, digest
 
 Integers = NDArray[np.int64]
@@ -88,6 +92,7 @@ class _Remote:
     definitions: tuple[FeatureBins, ...]
     layout: Layout
     slices: tuple[slice, ...] = field(repr=False)
+    columns: slice  # among those of all departments
 
 
 def run_bank(party: Party, data: BankData) -> ScorecardResult:
@@ -100,8 +105,9 @@ class _Bank:
         manifest = party.manifest
         self.party, self.data, self.plan = party, data, plan_of(manifest)
         self.parameters, self.departments = manifest.scorecard, manifest.departments
-        self._require_usable()
-        self.test = self._hold_out()
+        vertical.require_usable(party, data)
+        self._require_enough(data.labels.astype(np.int64))
+        self.test = vertical.hold_out(party, data, float(self.parameters.hold_out))
         self.train = np.flatnonzero(~self.test)
         self.rows = data.positions[self.train]  # of the cover
         self.bads = data.labels[self.train].astype(np.int64)
@@ -111,7 +117,11 @@ class _Bank:
 
     def run(self) -> ScorecardResult:
         party = self.party
-        self.agreement = agree(party, self.departments, self._pieces())
+        pieces = vertical.bank_pieces(self.data, self.test)
+        customers = Customers(self.data.cover_rows, self.data.positions)
+        self.agreement = agree(party, self.departments, pieces, customers)
+        self.steps = Steps(party, steps.schedule(self.plan), digest(*pieces))
+        self.steps.agree(self.departments)
         self.row_keys()
         self.binning()
         self.prepare()
@@ -149,11 +159,18 @@ class _Bank:
 
     def row_keys(self) -> None:
         """Agree on the rows; fetch row keys if anything is to be opened for single customers."""
-        opens = self.parameters.openings > 0 or self.parameters.evaluation
-        self.cover, self.keys = row_keys.ask(self.party, self.data, is_opening=opens)
+
+        def ask() -> steps.CustomerKeys:
+            opens = self.parameters.openings > 0 or self.parameters.evaluation
+            cover, keys = row_keys.ask(self.party, self.data, is_opening=opens)
+            none = np.empty((0, 0, ROW_KEY_BYTES), np.uint8)
+            return steps.CustomerKeys(cover, np.stack([*keys.values()]) if keys else none)
+
+        held = self.steps.run(steps.ROW_KEYS, steps.CustomerKeys, ask)
+        self.cover, self.keys = held.cover, dict(zip(self.departments, held.keys, strict=False))
 
     def binning(self) -> None:
-        """Receive the departments' pre-bins; make those of the bank's own columns."""
+        """Make pre-bins of the bank's own columns; receive the departments'."""
         party, parameters = self.party, self.parameters
         with party.at("binning", 2) as done:
             self.own_definitions = [
@@ -165,66 +182,89 @@ class _Bank:
                 for made, column in zip(self.own_definitions, self.data.columns, strict=True)
             ]
             done(1)
-            self.remote: dict[str, _Remote] = {}
-            for org in self.departments:
-                made = party.channels[org].receive("binning", Definitions).features
-                fields = party.manifest.party(org).fields
-                if tuple(item.name for item in made) != fields:
-                    raise ProtocolError(f"{org} binned other fields than the manifest names")
-                if any(item.bins > parameters.max_bins + 1 for item in made):
-                    raise ProtocolError(f"{org} made more bins than the manifest allows")
-                layout = Layout(self.data.cover_rows, tuple(item.bins for item in made))
-                starts = offsets(made)
-                slices = tuple(slice(int(a), int(b)) for a, b in pairwise(starts))
-                self.remote[org] = _Remote(made, layout, slices)
-                party.ledger.reveal(org, party.me, What.BIN_DEFINITIONS, layout.columns, 64)
+
+            def receive() -> steps.AllDefinitions:
+                made = (
+                    vertical.receive_bins(party, org, parameters.max_bins)
+                    for org in self.departments
+                )
+                return steps.AllDefinitions(tuple(Definitions(item) for item in made))
+
+            held = self.steps.run(steps.BINNING, steps.AllDefinitions, receive)
+        self.remote: dict[str, _Remote] = {}
+        start = 0
+        for org, item in zip(self.departments, held.departments, strict=True):
+            layout = Layout(self.data.cover_rows, tuple(made.bins for made in item.features))
+            slices = tuple(slice(int(a), int(b)) for a, b in pairwise(offsets(item.features)))
+            stop = start + layout.columns
+            self.remote[org] = _Remote(item.features, layout, slices, slice(start, stop))
+            start = stop
 
     def prepare(self) -> None:
-        """Tokens for the whole job, when every department has committed to its bins."""
+        """Tokens for all that is left, when every department has committed to its bins."""
         party, plan = self.party, self.plan
+        queries = sum(
+            steps.queries(plan, name)
+            for name in steps.schedule(plan)
+            if not self.steps.is_held(name)
+        )
+        if not queries:
+            return
         with party.at("tokens", 1):
             self.querier = self._matrix(plan.bins, BINS)
             layouts = {org: item.layout for org, item in self.remote.items()}
-            self._fetch("tokens", self.querier, layouts, plan.bin_queries)
+            vertical.fetch_tokens(party, self.querier, layouts, queries)
 
     def counts(self) -> None:
         """Customers and bads of every pre-bin; groups, WOE and which features take part."""
-        party, parameters = self.party, self.parameters
-        ones = np.ones(len(self.train), np.int64)
-        with party.at("counts", 2) as done:
-            bits = max(party.manifest.limits.customers_max.bit_length(), 1)
-            for org, item in self.remote.items():
-                count = 2 * item.layout.columns
-                party.ledger.reveal(org, party.me, What.BIN_COUNTS, count, bits)
-            self.customers: Mapping[str, Integers] = {}
-            (customers,) = self._ask("counts", [ones], [(0, 1)])
-            for org, item in self.remote.items():
-                check_counts(item.layout, customers[org], len(self.train))
-            self.customers = customers
-            (bads,) = self._ask("counts", [self.bads], [(0, 1)])
-            done(1)
-            min_iv = float(parameters.min_iv)
-            self.drafts: list[Draft] = []
-            for definition, bins in zip(self.own_definitions, self.own_bins, strict=True):
-                mine = bins[self.train]
-                n = np.bincount(mine, minlength=definition.bins).astype(np.int64)
-                b = np.bincount(mine, weights=self.bads, minlength=definition.bins)
-                self.drafts.append(self._draft(party.me, definition, n, b.astype(np.int64), min_iv))
-            for org, item in self.remote.items():
-                made = [
-                    self._draft(org, definition, customers[org][at], bads[org][at], min_iv)
-                    for definition, at in zip(item.definitions, item.slices, strict=True)
-                ]
-                self.drafts += made
-                woe = np.concatenate([one.groups.woe_of_bins() for one in made]).astype(np.int8)
-                kept = np.array([one.is_kept for one in made], np.uint8)
-                party.ledger.reveal(party.me, org, What.WOE_TABLES, len(woe), WOE_BITS)
-                party.channels[org].send("counts", WoeTables(woe, kept))
-            if not any(one.is_kept for one in self.drafts):
-                raise UsageError("no feature of any party tells good customers from bad ones")
-            for one in self.drafts:
-                if one.note:
-                    self.notes.append(f"{one.owner}/{one.definition.name}: left out, {one.note}")
+        party = self.party
+        self.customers: Mapping[str, Integers] = {}
+
+        def ask() -> steps.Sums:
+            with party.at("counts", 2) as done:
+                bits = max(party.manifest.limits.customers_max.bit_length(), 1)
+                for org, item in self.remote.items():
+                    count = 2 * item.layout.columns
+                    party.ledger.reveal(org, party.me, What.BIN_COUNTS, count, bits)
+                ones = np.ones(len(self.train), np.int64)
+                (customers,) = self._ask("counts", [ones], [(0, 1)])
+                for org, item in self.remote.items():
+                    check_counts(item.layout, customers[org], len(self.train))
+                self.customers = customers
+                (bads,) = self._ask("counts", [self.bads], [(0, 1)])
+                done(1)
+                self._draft_all(customers, bads)
+                for org in self.departments:
+                    made = [one for one in self.drafts if one.owner == org]
+                    woe = np.concatenate([one.groups.woe_of_bins() for one in made])
+                    kept = np.array([one.is_kept for one in made], np.uint8)
+                    party.ledger.reveal(party.me, org, What.WOE_TABLES, len(woe), WOE_BITS)
+                    party.channels[org].send("counts", WoeTables(woe.astype(np.int8), kept))
+                return self._joined([customers, bads])
+
+        self.customers, bads = self._split(self.steps.run(steps.COUNTS, steps.Sums, ask))
+        self._draft_all(self.customers, bads)
+        if not any(one.is_kept for one in self.drafts):
+            raise UsageError("no feature of any party tells good customers from bad ones")
+        for one in self.drafts:
+            if one.note:
+                self.notes.append(f"{one.owner}/{one.definition.name}: left out, {one.note}")
+
+    def _draft_all(self, customers: Mapping[str, Integers], bads: Mapping[str, Integers]) -> None:
+        """Groups and WOE of every feature, the bank's own first."""
+        min_iv = float(self.parameters.min_iv)
+        self.drafts: list[Draft] = []
+        for definition, bins in zip(self.own_definitions, self.own_bins, strict=True):
+            mine = bins[self.train]
+            n = np.bincount(mine, minlength=definition.bins).astype(np.int64)
+            b = np.bincount(mine, weights=self.bads, minlength=definition.bins)
+            made = self._draft(self.party.me, definition, n, b.astype(np.int64), min_iv)
+            self.drafts.append(made)
+        for org, item in self.remote.items():
+            self.drafts += [
+                self._draft(org, definition, customers[org][at], bads[org][at], min_iv)
+                for definition, at in zip(item.definitions, item.slices, strict=True)
+            ]
 
     def curvature(self) -> JointFit:
         """The bank's own fit, then everything that a first step for all coefficients needs."""
@@ -246,24 +286,39 @@ class _Bank:
             )
             for one in self.kept
         ]
+        fit = JointFit(
+            columns,
+            self.bads == 0,
+            features,
+            float(self.parameters.penalty),
+            float(self.parameters.resolution),
+        )
+        held = self.steps.run(steps.CURVATURE, steps.Curvature, lambda: self._curvature(fit))
+        opened = self._split(held.opened)
+        self.first_residuals = opened[0]
+        fit.set_curvature(
+            opened[1],
+            opened[2 : 2 + columns.shape[1]],
+            plan.bins.vmax,
+            self.customers,
+            _by_pair(held.within, held.within_values),
+            _by_pair(held.population, held.population_values),
+        )
+        return fit
+
+    def _curvature(self, fit: JointFit) -> steps.Curvature:
+        party, plan = self.party, self.plan
         with party.at("curvature", 4) as done:
-            fit = JointFit(
-                columns,
-                self.bads == 0,
-                features,
-                float(self.parameters.penalty),
-                float(self.parameters.resolution),
-            )
-            done(1)
             vmax, zero = plan.bins.vmax, np.zeros(len(self.train), np.int64)
             residuals = fit.residuals(vmax, self._stream("residuals", 0))
             vectors = [residuals, fit.weights(vmax, self._stream("weights", 0))]
             bounds = [(-vmax, vmax), (0, vmax)]
             for c in range(plan.bank_fields):
-                used = c < columns.shape[1]
+                used = c < fit.own.shape[1]
                 stream = self._stream("columns", c)
                 vectors.append(fit.weighted_column(c, vmax, stream) if used else zero)
                 bounds.append((-vmax, vmax))
+            done(1)
             for org, item in self.remote.items():
                 self._reveal_sums(org, len(vectors) * item.layout.columns)
             opened = self._ask("curvature", vectors, bounds)
@@ -272,63 +327,68 @@ class _Bank:
             population = self._correlations()
             done(3)
             population |= self._between()
-            self.first_residuals = opened[0]
-            fit.set_curvature(
-                opened[1],
-                opened[2 : 2 + columns.shape[1]],
-                vmax,
-                self.customers,
-                within,
-                population,
-            )
-        return fit
+            return steps.Curvature(self._joined(opened), *_pairs_of(within), *_pairs_of(population))
 
     def openings(self, fit: JointFit) -> list[Opening]:
         """Openings until one gains nothing any more; asking goes on to the end of the schedule."""
-        party, plan, vmax = self.party, self.plan, self.plan.bins.vmax
+        plan, going = self.plan, bool(self.kept)
         history: list[Opening] = []
-        residuals, going = self.first_residuals, bool(self.kept)
         if not plan.openings and going:
-            fit.take(fit.newton(fit.gradient(residuals, vmax)))
+            fit.take(fit.newton(fit.gradient(self.first_residuals, plan.bins.vmax)))
             if fit.information < 20 * len(self.kept):
                 self.notes.append(
                     "few bad customers for so many features: without an opened score the fit "
                     "cannot be sure of its step; approving one opening would help"
                 )
-        with party.at("openings", plan.openings) as done:
-            for number in range(plan.openings):
-                if number > 0:
-                    stream = self._stream("residuals", number)
-                    v = fit.residuals(vmax, stream) if going else np.zeros_like(self.bads)
-                    for org, item in self.remote.items():
-                        self._reveal_sums(org, item.layout.columns)
-                    (residuals,) = self._ask("openings", [v], [(-vmax, vmax)])
-                coefficients, shift = np.zeros(len(self.kept), np.int64), 0
-                if going:
-                    gradient = fit.gradient(residuals, vmax)
-                    step = fit.newton(gradient)
-                    coefficients, shift = fit.direction(step, DIRECTION_SPREAD)
-                    going = bool(coefficients.any()) and fit.promise(gradient, step) >= MIN_GAIN / 2
-                for org in self.departments:
-                    sent = np.zeros(len(self.remote[org].definitions), np.int8)
-                    for i in self._places(org):
-                        sent[self._number(self.kept[i])] = coefficients[i] * going
-                    count = len(sent) + 1
-                    party.ledger.reveal(party.me, org, What.DIRECTIONS, count, DIRECTION_BITS)
-                    message = Direction(
-                        np.array([going], np.uint8), sent, np.array([shift * going], np.int8)
-                    )
-                    party.channels[org].send("openings", message)
-                if going:
-                    most = score_steps(self.parameters)
-                    values = sealed.ValueRange(-most, most)
-                    opened = self._open("openings", number, values, What.SCORE_OPENING)
-                    steps = opened.values[self.train].astype(np.int64)
-                    gain = fit.refit(Opened(coefficients, shift, steps))
-                    history.append(Opening(gain, int((~opened.valid).sum())))
-                    going = gain >= MIN_GAIN
-                done(number + 1)
+        for number in range(plan.openings):
+
+            def ask(number: int = number, going: bool = going) -> steps.OneOpening:
+                return self._opening(fit, number, going)
+
+            held = self.steps.run(steps.opening_name(number), steps.OneOpening, ask)
+            going = held.is_open
+            if going:
+                steps_ = held.values[self.train].astype(np.int64)
+                gain = fit.refit(Opened(held.coefficients, held.shift, steps_))
+                history.append(Opening(gain, held.invalid))
+                going = gain >= MIN_GAIN
         return history
+
+    def _opening(self, fit: JointFit, number: int, going: bool) -> steps.OneOpening:
+        """Residuals, the direction that follows, and each customer's score along it."""
+        party, vmax = self.party, self.plan.bins.vmax
+        with party.at("openings", self.plan.openings) as done:
+            done(number)
+            residuals = self.first_residuals
+            if number > 0:
+                stream = self._stream("residuals", number)
+                v = fit.residuals(vmax, stream) if going else np.zeros_like(self.bads)
+                for org, item in self.remote.items():
+                    self._reveal_sums(org, item.layout.columns)
+                (residuals,) = self._ask("openings", [v], [(-vmax, vmax)])
+            coefficients, shift = np.zeros(len(self.kept), np.int64), 0
+            if going:
+                gradient = fit.gradient(residuals, vmax)
+                step = fit.newton(gradient)
+                coefficients, shift = fit.direction(step, DIRECTION_SPREAD)
+                going = bool(coefficients.any()) and fit.promise(gradient, step) >= MIN_GAIN / 2
+            for org in self.departments:
+                sent = np.zeros(len(self.remote[org].definitions), np.int8)
+                for i in self._places(org):
+                    sent[self._number(self.kept[i])] = coefficients[i] * going
+                count = len(sent) + 1
+                party.ledger.reveal(party.me, org, What.DIRECTIONS, count, DIRECTION_BITS)
+                message = Direction(
+                    np.array([going], np.uint8), sent, np.array([shift * going], np.int8)
+                )
+                party.channels[org].send("openings", message)
+            if not going:
+                return steps.OneOpening(False, coefficients, shift, np.empty(0, np.int32), 0)
+            most = score_steps(self.parameters)
+            values = sealed.ValueRange(-most, most)
+            opened = self._open("openings", number, values, What.SCORE_OPENING)
+            invalid = int((~opened.valid).sum())
+            return steps.OneOpening(True, coefficients, shift, opened.values, invalid)
 
     def build(self, fit: JointFit) -> tuple[ScorecardModel, ScorecardModel]:
         """The joint scorecard, and that of the bank's own features."""
@@ -347,6 +407,20 @@ class _Bank:
 
     def points(self, model: ScorecardModel) -> Integers | None:
         """Send each department its part; open every customer's total if that is approved."""
+
+        def ask() -> steps.Evaluation:
+            return self._evaluate(model)
+
+        held = self.steps.run(steps.POINTS, steps.Evaluation, ask)
+        if not self.parameters.evaluation:
+            return None
+        own = np.full(self.data.customers, model.base_points, np.int64)
+        columns = self._own_columns()
+        for feature in model.of(self.party.me):
+            own += feature.points_of(columns[self.party.me, feature.name])
+        return own + held.values
+
+    def _evaluate(self, model: ScorecardModel) -> steps.Evaluation:
         party, parameters = self.party, self.parameters
         with party.at("points", 2) as done:
             for org in self.departments:
@@ -355,15 +429,10 @@ class _Bank:
                 party.channels[org].send("points", PointsTables(points.astype(np.int32)))
             done(1)
             if not parameters.evaluation:
-                return None
+                return steps.Evaluation(np.empty(0, np.int32))
             most = points_limit(parameters)
             values = sealed.ValueRange(-most, most)
-            opened = self._open("points", 0, values, What.EVALUATION_OPENING)
-            columns, rows = self._own_columns(), self.data.customers
-            own = np.full(rows, model.base_points, np.int64)
-            for feature in model.of(party.me):
-                own += feature.points_of(columns[party.me, feature.name])
-            return own + opened.values
+            return steps.Evaluation(self._open("points", 0, values, What.EVALUATION_OPENING).values)
 
     def finish(self, model: ScorecardModel) -> None:
         """Both ends of every channel hold the same part of the model."""
@@ -434,7 +503,7 @@ class _Bank:
             for org, n in counts.items()
         }
         querier = self._matrix(plan.parameters, PAIRS)
-        self._fetch("curvature", querier, layouts, 1)
+        vertical.fetch_tokens(party, querier, layouts, 1)
         vmax = plan.parameters.vmax
         v = fit.weights(vmax, self._stream("weights", 1))
         query = querier.query(self._spread(v))
@@ -534,24 +603,6 @@ class _Bank:
 
     # pieces
 
-    def _require_usable(self) -> None:
-        data, manifest = self.data, self.party.manifest
-        limits = manifest.limits
-        if len(data.columns) != len(manifest.party(self.party.me).fields):
-            raise UsageError("the columns are not those of the manifest", party=self.party.me)
-        if data.cover_rows != manifest.cover.rows:
-            raise UsageError("the cover has other rows than the manifest says", party=self.party.me)
-        if not limits.customers_min <= data.customers <= limits.customers_max:
-            raise UsageError(
-                "the number of customers is not between the manifest's customers_min and "
-                "customers_max",
-                party=self.party.me,
-                todo="propose the job again with limits that fit",
-            )
-        if data.labels.size and data.labels.max() > 1:
-            raise UsageError("a label is neither 0 nor 1", party=self.party.me)
-        self._require_enough(data.labels.astype(np.int64))
-
     def _require_enough(self, bads: Integers) -> None:
         fewest = min(int(bads.sum()), int(len(bads) - bads.sum()))
         if fewest < MIN_OF_A_CLASS:
@@ -560,28 +611,6 @@ class _Bank:
                 party=self.party.me,
                 todo="take more customers, a longer window for bad, or a smaller hold-out",
             )
-
-    def _hold_out(self) -> NDArray[np.bool_]:
-        """The given test customers, or a draw within each class."""
-        if self.data.test is not None:
-            return self.data.test.astype(bool)
-        share = float(self.parameters.hold_out)
-        words = self.party.randomness.stream(labels.HOLD_OUT).words(self.data.customers)
-        test = np.zeros(self.data.customers, bool)
-        for label in (0, 1):
-            members = np.flatnonzero(self.data.labels == label)
-            order = members[np.argsort(words[members], kind="stable")]
-            test[order[: round(share * len(members))]] = True
-        return test
-
-    def _pieces(self) -> list[bytes]:
-        """What the bank commits to: customers, labels with the hold-out, own columns."""
-        data = self.data
-        return [
-            data.codes.tobytes() + data.positions.astype("<i8").tobytes(),
-            data.labels.tobytes() + self.test.tobytes(),
-            digest(*(_column_bytes(column) for column in data.columns)),
-        ]
 
     def _draft(
         self, owner: str, definition: FeatureBins, n: Integers, b: Integers, min_iv: float
@@ -622,44 +651,23 @@ class _Bank:
         return {(self.party.me, column.name): column for column in self.data.columns}
 
     def _stream(self, purpose: str, number: int) -> Stream:
-        # Bound to the attempt by itself, and to the step; what it rounds follows from earlier
-        # frames, so a repeat within an attempt rounds the same values.
-        return self.party.randomness.stream(labels.QUANTISE, stage=purpose, step=number)
+        # Of the job, not of the attempt: a step that is run again asks the same v, under a fresh
+        # token. What it rounds follows from the data and from earlier openings.
+        return self.party.lasting.stream(labels.QUANTISE, stage=purpose, step=number)
 
     def _matrix(self, parameters: Parameters, name: str) -> linear_query.Bank:
-        party = self.party
-        return linear_query.Bank(
-            rows=self.data.cover_rows,
-            parameters=parameters,
-            joint_seed=self.agreement.joint_seed,
-            name=party.me,
-            manifest=party.manifest_digest,
-            attempt=party.attempt,
-            matrix=name,
-            randomness=party.randomness,
-            spent=party.spent,
-            executor=party.executor,
-        )
+        seed = self.agreement.joint_seed
+        return vertical.querier_of(self.party, self.data.cover_rows, parameters, seed, name)
 
-    def _fetch(
-        self,
-        stage: str,
-        querier: linear_query.Bank,
-        layouts: Mapping[str, Layout],
-        queries: int,
-    ) -> None:
-        channels = self.party.channels
-        for org in layouts:
-            channels[org].receive(stage, MatrixCommitment)
-        left = queries
-        while left:
-            count = min(left, querier.parameters.batch_tokens)
-            request = querier.request_tokens(count)
-            for org in layouts:
-                channels[org].send(stage, request)
-            for org, layout in layouts.items():
-                querier.accept_tokens(org, layout, channels[org].receive(stage, TokenReply))
-            left -= count
+    def _joined(self, opened: Sequence[Mapping[str, Integers]]) -> steps.Sums:
+        rows = [np.concatenate([sums[org] for org in self.departments]) for sums in opened]
+        return steps.Sums(np.stack(rows))
+
+    def _split(self, sums: steps.Sums) -> list[dict[str, Integers]]:
+        """By query, then department."""
+        return [
+            {org: row[item.columns] for org, item in self.remote.items()} for row in sums.values
+        ]
 
     def _reveal_sums(self, org: str, count: int) -> None:
         bits = self.plan.bins.t_bits
@@ -681,7 +689,10 @@ class _Bank:
         return sealed.open_sum(step, columns, self.keys, self.data.positions)
 
 
-def _column_bytes(column: Column) -> bytes:
-    if isinstance(column, CategoryColumn):
-        return digest(column.name, *column.categories, column.codes.astype("<i4").tobytes())
-    return digest(column.name, column.values.astype("<f8").tobytes())
+def _pairs_of(found: Mapping[tuple[int, int], float]) -> tuple[Integers, NDArray[np.float64]]:
+    places = np.array([*found], np.int64).reshape(len(found), 2)
+    return places, np.array([*found.values()], np.float64)
+
+
+def _by_pair(places: Integers, values: NDArray[np.float64]) -> dict[tuple[int, int], float]:
+    return {(a, b): v for (a, b), v in zip(places.tolist(), values.tolist(), strict=True)}

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from federation.channel import Channel
-from federation.errors import UsageError
 from federation.ledger import What
 from federation.tables import CategoryColumn, Column, DepartmentData, NumberColumn
-from federation.tasks import row_keys
+from federation.tasks import row_keys, vertical
+from federation.tasks import scorecard_steps as steps
 from federation.tasks.agreement import agree
 from federation.tasks.binning import WOE_BITS, FeatureBins, offsets, pre_bin, rows_of_cohort
 from federation.tasks.fit import quantise
@@ -38,17 +38,10 @@ from federation.tasks.plan import (
     score_steps,
     sum_bits,
 )
+from federation.tasks.steps import Opened, Steps
 from protocols import labels, linear_query, sealed
 from protocols.errors import ProtocolError
-from protocols.linear_query import (
-    Answer,
-    Layout,
-    MatrixCommitment,
-    Parameters,
-    Query,
-    TokenReply,
-    TokenRequest,
-)
+from protocols.linear_query import Answer, Layout, Parameters, Query
 from protocols.streams import Randomness, digest
 
 BINS, PAIRS = "bins", "pairs"  # names of the matrices
@@ -92,11 +85,9 @@ class _Department:
         self.party, self.data, self.plan = party, data, plan_of(manifest)
         self.parameters, self.bank = manifest.scorecard, manifest.bank
         self.others = tuple(org for org in manifest.departments if org != party.me)
-        if len(data.columns) != len(manifest.party(party.me).fields):
-            raise UsageError("the columns are not those of the manifest", party=party.me)
-        if data.rows != manifest.cover.rows:
-            raise UsageError("the cover has other rows than the manifest says", party=party.me)
+        vertical.require_matching(party, data)
         self.tokens = self.openings = 0
+        self.commitments: list[bytes] = []
 
     @property
     def channel(self) -> Channel:
@@ -104,7 +95,12 @@ class _Department:
 
     def run(self) -> DepartmentPart:
         party = self.party
-        self.agreement = agree(party, [self.bank, *self.others], [])
+        everybody = [self.bank, *self.others]
+        self.agreement = agree(party, everybody, [])
+        inputs = vertical.department_digest(self.data)
+        self.steps = Steps(party, steps.schedule(self.plan), inputs)
+        self.steps.agree(everybody)
+        self.ever = Opened(party)
         self.row_keys()
         self.binning()
         self.prepare()
@@ -134,8 +130,13 @@ class _Department:
 
     def row_keys(self) -> None:
         """Agree on the rows; make row keys if anything is to be opened for single customers."""
-        opens = self.parameters.openings > 0 or self.parameters.evaluation
-        self.cover, self.keys = row_keys.give(self.party, self.data, is_opening=opens)
+
+        def give() -> steps.CoverKeys:
+            opens = self.parameters.openings > 0 or self.parameters.evaluation
+            return steps.CoverKeys(*row_keys.give(self.party, self.data, is_opening=opens))
+
+        held = self.steps.run(steps.ROW_KEYS, steps.CoverKeys, give)
+        self.cover, self.keys = held.cover, held.keys
 
     def binning(self) -> None:
         """Pre-bins of all fields, told to the bank; their number to the other departments."""
@@ -153,46 +154,56 @@ class _Department:
             starts = offsets(self.definitions)
             self.slices = [slice(int(a), int(b)) for a, b in pairwise(starts)]
             self.columns = int(starts[-1])
-            party.ledger.reveal(party.me, self.bank, What.BIN_DEFINITIONS, self.columns, 64)
-            self.channel.send("binning", Definitions(tuple(self.definitions)))
-            shape = Shape(tuple(made.bins for made in self.definitions))
-            self.layout = Layout(self.data.rows, shape.bins)
-            for item in self.plan.between:
-                if item.queried == party.me:
-                    party.ledger.reveal(
-                        party.me, item.querier, What.BIN_DEFINITIONS, self.columns, 0
-                    )
-                    party.channels[item.querier].send("binning", shape)
-            self.shapes = {
-                item.queried: party.channels[item.queried].receive("binning", Shape)
-                for item in self.plan.between
-                if item.querier == party.me
-            }
-            for peer, theirs in self.shapes.items():
-                if len(theirs.bins) != len(party.manifest.party(peer).fields):
-                    raise ProtocolError(f"{peer} has other features than the manifest says")
+            self.layout = Layout(self.data.rows, tuple(made.bins for made in self.definitions))
+            held = self.steps.run(steps.BINNING, steps.Shapes, self._tell_bins)
+        asked = (item.queried for item in self.plan.between if item.querier == party.me)
+        self.shapes = dict(zip(asked, held.asked, strict=True))
+
+    def _tell_bins(self) -> steps.Shapes:
+        party = self.party
+        party.ledger.reveal(party.me, self.bank, What.BIN_DEFINITIONS, self.columns, 64)
+        self.channel.send("binning", Definitions(tuple(self.definitions)))
+        for item in self.plan.between:
+            if item.queried == party.me:
+                party.ledger.reveal(party.me, item.querier, What.BIN_DEFINITIONS, self.columns, 0)
+                party.channels[item.querier].send("binning", Shape(self.layout.bins))
+        found = []
+        for item in self.plan.between:
+            if item.querier == party.me:
+                theirs = party.channels[item.queried].receive("binning", Shape)
+                if len(theirs.bins) != len(party.manifest.party(item.queried).fields):
+                    text = f"{item.queried} has other features than the manifest says"
+                    raise ProtocolError(text)
+                found.append(theirs)
+        return steps.Shapes(tuple(found))
 
     def prepare(self) -> None:
-        """Commit to the bins, then grant every token of the job, before any label is touched."""
+        """Commit to the bins, then grant every token that is left, before any label is touched."""
         party, plan = self.party, self.plan
-        none = np.empty((0, self.data.rows), np.int32)
-        steps = 1 + len(plan.between)
-        with party.at("tokens", steps) as done:
-            self.commitments: list[bytes] = []
-            self.owner = self._matrix(self.layout, self.bins, none, plan.bins, self.bank, BINS)
-            self._grant("tokens", self.owner, self.bank, plan.bin_queries)
+        left = [name for name in steps.schedule(plan) if not self.steps.is_held(name)]
+        queries = sum(steps.queries(plan, name) for name in left)
+        if not queries:
+            return
+        between = plan.between if steps.CURVATURE in left else ()
+        with party.at("tokens", 1 + len(between)) as done:
+            self.owner = self._matrix(self.layout, plan.bins, BINS, bins=self.bins)
+            self._grant(self.owner, self.bank, queries)
             done(1)
             self.towards: dict[str, linear_query.Department] = {}
             self.asking: dict[str, linear_query.Bank] = {}
-            for number, item in enumerate(plan.between):
+            for number, item in enumerate(between):
                 if plan.between_parameters is None:
                     raise RuntimeError("a plan with departments to ask and no parameters for it")
                 name = between_name(item.querier, item.queried)
                 if item.queried == party.me:
                     owner = self._matrix(
-                        self.layout, self.bins, none, plan.between_parameters, item.querier, name
+                        self.layout,
+                        plan.between_parameters,
+                        name,
+                        bins=self.bins,
+                        querier=item.querier,
                     )
-                    self._grant("tokens", owner, item.querier, item.queries)
+                    self._grant(owner, item.querier, item.queries)
                     self.towards[item.querier] = owner
                 elif item.querier == party.me:
                     self.asking[item.queried] = self._ask_for_tokens(
@@ -202,6 +213,11 @@ class _Department:
 
     def counts(self) -> None:
         """Answer v = 1 and v = bad; take the WOE tables that follow."""
+        tables = self.steps.run(steps.COUNTS, WoeTables, self._counts)
+        self.woe = [tables.woe[at].astype(np.int64) for at in self.slices]
+        self.kept = tables.kept.astype(bool)
+
+    def _counts(self) -> WoeTables:
         party = self.party
         with party.at("counts", 3) as done:
             bits = max(party.manifest.limits.customers_max.bit_length(), 1)
@@ -212,11 +228,13 @@ class _Department:
             if len(tables.woe) != self.columns or len(tables.kept) != len(self.definitions):
                 raise ProtocolError("WOE tables of another layout")
             party.ledger.reveal(self.bank, party.me, What.WOE_TABLES, self.columns, WOE_BITS)
-            self.woe = [tables.woe[at].astype(np.int64) for at in self.slices]
-            self.kept = tables.kept.astype(bool)
+        return tables
 
     def curvature(self) -> None:
         """Answer residuals, weights and their products; help to find how features go together."""
+        self.steps.run(steps.CURVATURE, steps.Answered, self._curvature)
+
+    def _curvature(self) -> steps.Answered:
         party, plan = self.party, self.plan
         with party.at("curvature", 3) as done:
             queries = 2 + plan.bank_fields
@@ -233,48 +251,64 @@ class _Department:
                     self._answer_between(item.querier, item.queries)
                 elif item.querier == party.me:
                     self._ask_between(item.queried)
+        return steps.Answered(False)
 
     def openings_of_scores(self) -> None:
         """Seal the rounded score of every direction that the bank chooses."""
+        for number in range(self.parameters.openings):
+
+            def answer(number: int = number) -> steps.Answered:
+                return self._opening(number)
+
+            held = self.steps.run(steps.opening_name(number), steps.Answered, answer)
+            self.openings += held.sealed
+
+    def _opening(self, number: int) -> steps.Answered:
         party, parameters = self.party, self.parameters
-        most = score_steps(parameters)
-        # Without job and attempt: the same score is rounded the same way for ever.
-        always = Randomness(party.rounding or party.randomness.master, b"", 0)
-        secret = always.key(labels.ROUNDING_SECRET)
         with party.at("openings", parameters.openings) as done:
-            for number in range(parameters.openings):
-                if number > 0:
-                    self._reveal_sums(self.columns)
-                    self._answer("openings", self.owner, 1)
-                direction = self.channel.receive("openings", Direction)
-                if len(direction.coefficients) != len(self.definitions):
-                    raise ProtocolError("a direction of other features than this party has")
-                count = len(self.definitions) + 1
-                party.ledger.reveal(self.bank, party.me, What.DIRECTIONS, count, DIRECTION_BITS)
-                if direction.is_open:
-                    score = np.zeros(self.data.rows, np.int64)
-                    for j, c in enumerate(direction.coefficients.astype(np.int64)):
-                        score += (c * self.woe[j])[self.bins[j]]
-                    of_these = digest(
-                        labels.DIRECTION_DIGEST,
-                        direction.coefficients.tobytes(),
-                        direction.shift.tobytes(),
-                        *(woe.tobytes() for woe in self.woe),
-                    )
-                    steps = sealed.round_scores(
-                        score / direction.scale,
-                        float(parameters.resolution),
-                        self.data.codes,
-                        of_these,
-                        secret,
-                    )
-                    values = sealed.ValueRange(-most, most)
-                    self._seal("openings", number, values, steps, What.SCORE_OPENING)
-                    self.openings += 1
-                done(number + 1)
+            done(number)
+            if number > 0:
+                self._reveal_sums(self.columns)
+                self._answer("openings", self.owner, 1)
+            direction = self.channel.receive("openings", Direction)
+            if len(direction.coefficients) != len(self.definitions):
+                raise ProtocolError("a direction of other features than this party has")
+            count = len(self.definitions) + 1
+            party.ledger.reveal(self.bank, party.me, What.DIRECTIONS, count, DIRECTION_BITS)
+            if direction.is_open:
+                self._seal_score(number, direction)
+            return steps.Answered(direction.is_open)
+
+    def _seal_score(self, number: int, direction: Direction) -> None:
+        party, parameters = self.party, self.parameters
+        of_these = digest(
+            labels.DIRECTION_DIGEST,
+            direction.coefficients.tobytes(),
+            direction.shift.tobytes(),
+            *(woe.tobytes() for woe in self.woe),
+        )
+        self.ever.require("scores", of_these, parameters.openings)
+        score = np.zeros(self.data.rows, np.int64)
+        for j, c in enumerate(direction.coefficients.astype(np.int64)):
+            score += (c * self.woe[j])[self.bins[j]]
+        # Without job and attempt: the same score is rounded the same way for ever.
+        always = Randomness(party.rounding or party.lasting.master, b"", 0)
+        rounded = sealed.round_scores(
+            score / direction.scale,
+            float(parameters.resolution),
+            self.data.codes,
+            of_these,
+            always.key(labels.ROUNDING_SECRET),
+        )
+        most = score_steps(parameters)
+        values = sealed.ValueRange(-most, most)
+        self._seal("openings", number, values, rounded, What.SCORE_OPENING)
 
     def points(self) -> NDArray[np.int64]:
         """Take its part of the scorecard; seal every row's points if an evaluation is approved."""
+        return self.steps.run(steps.POINTS, PointsTables, self._points).points.astype(np.int64)
+
+    def _points(self) -> PointsTables:
         party, parameters = self.party, self.parameters
         with party.at("points", 2) as done:
             tables = self.channel.receive("points", PointsTables)
@@ -284,13 +318,14 @@ class _Department:
             points = tables.points.astype(np.int64)
             done(1)
             if parameters.evaluation:
+                self.ever.require("points", digest(labels.MODEL_DIGEST, points.tobytes()), 1)
                 total = np.zeros(self.data.rows, np.int64)
                 for j, at in enumerate(self.slices):
                     total += points[at][self.bins[j]]
                 most = points_limit(parameters)
                 values = sealed.ValueRange(-most, most)
                 self._seal("points", 0, values, total, What.EVALUATION_OPENING)
-        return points
+        return tables
 
     def finish(self, part: DepartmentPart) -> None:
         """Both ends hold the same part of the model."""
@@ -304,67 +339,31 @@ class _Department:
     def _matrix(
         self,
         layout: Layout,
-        bins: NDArray[np.uint8],
-        integers: NDArray[np.int32],
         parameters: Parameters,
-        querier: str,
         name: str,
+        *,
+        bins: NDArray[np.uint8] | None = None,
+        integers: NDArray[np.int32] | None = None,
+        querier: str = "",
     ) -> linear_query.Department:
-        party = self.party
-        return linear_query.Department(
-            layout=layout,
-            bins=bins,
-            integers=integers,
-            parameters=parameters,
-            joint_seed=self.agreement.joint_seed,
-            querier=querier,
-            name=party.me,
-            manifest=party.manifest_digest,
-            attempt=party.attempt,
-            matrix=name,
-            randomness=party.randomness,
-            answers=party.answers,
-            executor=party.executor,
+        if bins is None:
+            bins = np.empty((0, layout.rows), np.uint8)
+        seed = self.agreement.joint_seed
+        return vertical.owner_of(
+            self.party, layout, bins, parameters, seed, name, querier=querier, integers=integers
         )
 
-    def _grant(self, stage: str, owner: linear_query.Department, peer: str, queries: int) -> None:
-        channel = self.party.channels[peer]
-        commitment = owner.commit()
-        self.commitments.append(commitment.digest.tobytes())
-        channel.send(stage, commitment)
-        owner.prepare()
-        granted = 0
-        while granted < queries:
-            request = channel.receive(stage, TokenRequest)
-            channel.send(stage, owner.grant_tokens(request))
-            granted += request.tokens
-        if granted != queries:
-            raise ProtocolError(f"{granted} tokens asked, the job has {queries}")
+    def _grant(self, owner: linear_query.Department, peer: str, queries: int) -> None:
+        made = vertical.grant_tokens(self.party, owner, queries, querier=peer)
+        self.commitments.append(made)
 
     def _ask_for_tokens(
         self, peer: str, queries: int, parameters: Parameters, name: str
     ) -> linear_query.Bank:
-        party, channel = self.party, self.party.channels[peer]
-        querier = linear_query.Bank(
-            rows=self.data.rows,
-            parameters=parameters,
-            joint_seed=self.agreement.joint_seed,
-            name=party.me,
-            manifest=party.manifest_digest,
-            attempt=party.attempt,
-            matrix=name,
-            randomness=party.randomness,
-            spent=party.spent,
-            executor=party.executor,
-        )
-        channel.receive("tokens", MatrixCommitment)
-        left = queries
-        while left:
-            count = min(left, parameters.batch_tokens)
-            channel.send("tokens", querier.request_tokens(count))
-            reply = channel.receive("tokens", TokenReply)
-            querier.accept_tokens(peer, Layout(self.data.rows, self.shapes[peer].bins), reply)
-            left -= count
+        seed = self.agreement.joint_seed
+        querier = vertical.querier_of(self.party, self.data.rows, parameters, seed, name)
+        layouts = {peer: Layout(self.data.rows, self.shapes[peer].bins)}
+        vertical.fetch_tokens(self.party, querier, layouts, queries)
         return querier
 
     def _answer(self, stage: str, owner: linear_query.Department, count: int) -> None:
@@ -403,7 +402,7 @@ class _Department:
         """A feature in levels, every row rounded at random so that sums are right on average."""
         numerators, denominator = self._levels(feature, level)
         inputs = digest(self.woe[feature].tobytes(), self.bins[feature].tobytes())
-        stream = self.party.randomness.stream(
+        stream = self.party.lasting.stream(
             labels.QUANTISE, stage=purpose, column=feature, inputs=inputs
         )
         return quantise(numerators[self.bins[feature]], denominator, stream)
@@ -418,9 +417,8 @@ class _Department:
         for at, (a, b) in enumerate(combinations(range(features), 2)):
             np.multiply(levels[a], levels[b], out=products[at])
         layout = Layout(self.data.rows, (), (plan.level**2,) * len(products))
-        no_bins = np.empty((0, self.data.rows), np.uint8)
-        owner = self._matrix(layout, no_bins, products, plan.parameters, self.bank, PAIRS)
-        self._grant("curvature", owner, self.bank, 1)
+        owner = self._matrix(layout, plan.parameters, PAIRS, integers=products)
+        self._grant(owner, self.bank, 1)
         self._reveal_sums(len(products))
         self._answer("curvature", owner, 1)
 

@@ -57,10 +57,10 @@ def require_usable(party: Party, data: BankData) -> None:
 
 
 def hold_out(party: Party, data: BankData, share: float) -> Bools:
-    """The given test customers, or a draw within each class."""
+    """The given test customers, or a draw within each class: the same in all attempts of a job."""
     if data.test is not None:
         return data.test.astype(bool)
-    words = party.randomness.stream(labels.HOLD_OUT).words(data.customers)
+    words = party.lasting.stream(labels.HOLD_OUT).words(data.customers)
     test = np.zeros(data.customers, bool)
     for label in (0, 1):
         members = np.flatnonzero(data.labels == label)
@@ -76,6 +76,11 @@ def bank_pieces(data: BankData, test: Bools) -> list[bytes]:
         data.labels.tobytes() + test.tobytes(),
         digest(*(_column_bytes(column) for column in data.columns)),
     ]
+
+
+def department_digest(data: DepartmentData) -> bytes:
+    """Of all that a department brings, for the steps of earlier attempts; nobody else sees it."""
+    return digest(data.codes.tobytes(), *(_column_bytes(column) for column in data.columns))
 
 
 def _column_bytes(column: Column) -> bytes:
@@ -122,10 +127,11 @@ def querier_of(
 def fetch_tokens(
     party: Party, querier: linear_query.Bank, layouts: Mapping[str, Layout], queries: int
 ) -> None:
-    """Tokens for a whole job, when every department has committed to its matrix."""
+    """Tokens for all queries to come, when every department has committed to its matrix."""
     stage, left = party.stage, queries
     for org in layouts:
-        party.channels[org].receive(stage, MatrixCommitment)
+        commitment = party.channels[org].receive(stage, MatrixCommitment)
+        party.saw(org, f"matrix {querier.matrix}", commitment.digest.tobytes())
     while left:
         count = min(left, querier.parameters.batch_tokens)
         request = querier.request_tokens(count)
@@ -167,12 +173,14 @@ def make_bins(
     def work(start: int, stop: int) -> None:
         for j in range(start, stop):
             column = columns[j]
-            found = made[j] = pre_bin(column, max_bins, min_cohort)
-            if isinstance(column, NumberColumn):
+            if isinstance(column, NumberColumn):  # a column of a table may lie scattered
                 values = np.ascontiguousarray(column.values)
+                found = pre_bin(NumberColumn(column.name, values), max_bins, min_cohort)
                 _place_numbers(found.edges, values, found.missing, codes[j])
             else:
+                found = pre_bin(column, max_bins, min_cohort)
                 codes[j] = found.assign(column)
+            made[j] = found
 
     spread(executor, len(columns), work)
     return tuple(item for item in made if item is not None), codes
@@ -185,15 +193,16 @@ def _place_numbers(
     missing: int,
     out: NDArray[np.uint8],
 ) -> None:
-    """`FeatureBins.assign` of numbers: a search without branches, several times faster."""
-    for i in range(values.size):
-        x = values[i]
-        low, size = 0, edges.size
-        while size > 0:
-            half = (size + 1) // 2
-            low += half if edges[low + half - 1] <= x else 0
-            size -= half
-        out[i] = low if x == x else missing
+    """`FeatureBins.assign` of numbers: a block meets every edge at once, without branches."""
+    block = 4096
+    for low in range(0, values.size, block):
+        x, bins = values[low : low + block], out[low : low + block]
+        bins[:] = 0
+        for edge in edges:
+            for i in range(x.size):
+                bins[i] += np.uint8(x[i] >= edge)
+        for i in range(x.size):
+            bins[i] = bins[i] if x[i] == x[i] else missing
 
 
 def owner_of(
@@ -203,15 +212,19 @@ def owner_of(
     parameters: Parameters,
     joint_seed: bytes,
     matrix: str,
+    *,
+    querier: str = "",
+    integers: NDArray[np.int32] | None = None,
 ) -> linear_query.Department:
-    """The owner of a matrix of bins, towards the bank."""
+    """The owner of a matrix of bins, and of integer columns if given, towards the bank or whoever
+    asks."""
     return linear_query.Department(
         layout=layout,
         bins=bins,
-        integers=np.empty((0, layout.rows), np.int32),
+        integers=np.empty((0, layout.rows), np.int32) if integers is None else integers,
         parameters=parameters,
         joint_seed=joint_seed,
-        querier=party.manifest.bank,
+        querier=querier or party.manifest.bank,
         name=party.me,
         manifest=party.manifest_digest,
         attempt=party.attempt,
@@ -222,10 +235,13 @@ def owner_of(
     )
 
 
-def grant_tokens(party: Party, owner: linear_query.Department, queries: int) -> bytes:
-    """Commit to the matrix, then grant a whole job's tokens; returns the commitment."""
-    channel, stage = party.channels[party.manifest.bank], party.stage
+def grant_tokens(
+    party: Party, owner: linear_query.Department, queries: int, *, querier: str = ""
+) -> bytes:
+    """Commit to the matrix, then grant tokens for all queries to come; returns the commitment."""
+    channel, stage = party.channels[querier or party.manifest.bank], party.stage
     commitment = owner.commit()
+    party.saw(party.me, f"matrix {owner.matrix}", commitment.digest.tobytes())
     channel.send(stage, commitment)
     owner.prepare()
     granted = 0

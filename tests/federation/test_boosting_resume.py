@@ -27,8 +27,8 @@ class CrashingBook(MemoryCheckpointBook):
         self.kept: list[bytes] = []
         self._states = states
 
-    def save(self, state: bytes) -> None:
-        super().save(state)
+    def save(self, state: bytes, part: str = "") -> None:
+        super().save(state, part)
         self.kept.append(state)
         if len(self.kept) == self._states:
             raise Crash
