@@ -34,6 +34,11 @@ def kernel(function: Function) -> Function:
     return cast("Function", compiled)
 
 
+def exact_kernel(function: Function) -> Function:
+    """As `kernel` for floats whose last bit counts: every operation rounds as NumPy's does."""
+    return cast("Function", numba.njit(cache=True, nogil=True)(function))
+
+
 def inlined(function: Function) -> Function:
     """A piece of a kernel, put into each of its callers."""
     return cast("Function", numba.njit(inline="always", fastmath={"contract"})(function))

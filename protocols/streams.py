@@ -14,6 +14,7 @@ Encoding      length-prefixed, so no two label tuples share an encoding.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,6 +27,7 @@ SEED_BYTES = 32
 EVERYBODY = (
     "*"  # the peer of a draw that serves all departments at once (the bank's s, e and requests)
 )
+_ZEROS = bytes(1 << 20)
 
 
 def encode(*parts: bytes | str | int) -> bytes:
@@ -62,16 +64,13 @@ class Stream:
 
     def words(self, *shape: int) -> NDArray[np.uint64]:
         """The next uniform 64-bit words (little-endian), in C order."""
-        out = np.zeros(shape, "<u8")
-        if out.size:
-            view = out.reshape(-1).view(np.uint8)
-            block = min(1 << 20, view.size)
-            zero, buffer = bytes(block), bytearray(block + 16)
-            for start in range(0, view.size, block):
-                size = min(block, view.size - start)
-                self._cipher.update_into(memoryview(zero)[:size], buffer)
-                view[start : start + size] = np.frombuffer(buffer, np.uint8, size)
-        return out.astype(np.uint64, copy=False)
+        count = math.prod(shape)
+        out = np.empty(count + 2, "<u8")  # the cipher asks for room for a block behind its bytes
+        view = out.view(np.uint8).data
+        for start in range(0, 8 * count, len(_ZEROS)):
+            size = min(len(_ZEROS), 8 * count - start)
+            self._cipher.update_into(memoryview(_ZEROS)[:size], view[start:])
+        return out[:count].reshape(shape).astype(np.uint64, copy=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from federation.tables import CategoryColumn, Column, NumberColumn
+from protocols.kernels import exact_kernel
 
 MAX_BINS = 64  # pre-bins of a feature, the missing bin among them
 
@@ -131,13 +132,14 @@ def pre_bin(column: Column, max_bins: int, min_rows: int) -> FeatureBins:
 
 def _bins_of_numbers(column: NumberColumn, max_bins: int, min_rows: int) -> FeatureBins:
     values = column.values
-    known = values[~np.isnan(values)]
+    known = np.sort(values[~np.isnan(values)])
     edges = distinct = np.array([])
     upto = np.zeros(1, np.int64)
     if known.size:
-        distinct, counts = np.unique(known, return_counts=True)
-        edges = _edges(distinct, counts.astype(np.int64), max_bins)
-        upto = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        firsts = np.empty(known.size + 1, np.int64)
+        upto = firsts[: _runs(known, firsts) + 1]  # rows below each distinct value, and all
+        distinct = known[upto[:-1]]
+        edges = _edges(distinct, upto, max_bins)
         edges = _without_small_bins(edges, _sizes(edges, distinct, upto), max_bins, min_rows)
     own = len(edges) + 1
     missing, bins = own, own + 1
@@ -173,29 +175,35 @@ def _bins_of_text(column: CategoryColumn, max_bins: int, min_rows: int) -> Featu
     return FeatureBins(column.name, False, np.array([]), names, other, missing, bins)
 
 
+@exact_kernel
+def _runs(values: NDArray[np.float64], firsts: NDArray[np.int64]) -> int:
+    """Where each distinct one of the sorted values begins, and the end; how many there are."""
+    found = 0
+    for i in range(values.size):
+        if i == 0 or values[i] != values[i - 1]:
+            firsts[found] = i
+            found += 1
+    firsts[found] = values.size
+    return found
+
+
 def _edges(
-    distinct: NDArray[np.float64], counts: NDArray[np.int64], bins: int
+    distinct: NDArray[np.float64], upto: NDArray[np.int64], bins: int
 ) -> NDArray[np.float64]:
-    """Edges of about equally full bins; a value with a bin's worth of rows gets its own."""
-    heavy = np.zeros(distinct.size, bool)
-    while True:  # each round makes at least one value heavy, at most `bins` rounds
-        left = max(bins - int(heavy.sum()), 1)
-        target = counts[~heavy].sum() / left
-        more = ~heavy & (counts >= target)
-        if not more.any() or heavy.sum() >= bins:
-            break
-        heavy |= more
-    light = np.where(heavy, 0, counts)
-    middle = np.cumsum(light) - light / 2
-    bucket = np.floor(middle / max(target, 1)).astype(np.int64)
-    starts = np.flatnonzero(heavy[1:] | heavy[:-1] | (np.diff(bucket) > 0)) + 1
-    upto, slack = np.cumsum(counts), EDGE_SLACK * max(target, 1)
+    """Edges of about equally full bins; a value with a bin's worth of rows gets its own.
+
+    upto: rows below each distinct value, and all of them.
+    """
+    heavy, starts = np.zeros(distinct.size, bool), np.empty(distinct.size, np.int64)
+    count, target = _starts(upto, bins, heavy, starts)
+    below, slack = upto[1:], EDGE_SLACK * max(target, 1)
     edges = []
-    for start in map(int, starts):
+    for start in map(int, starts[:count]):
         low, high = start - 1, start
         if not heavy[low] and not heavy[high]:
             # No single value matters here, so a rounder edge near by serves as well and shows less.
-            reach = np.searchsorted(upto, [upto[low] - slack, upto[low] + slack])
+            ends = [math.ceil(below[low] - slack), math.ceil(below[low] + slack)]
+            reach = np.searchsorted(below, ends)  # integers among integers: nothing is converted
             low = min(int(reach[0]), int(low))
             high = max(min(int(reach[1]), distinct.size - 1), int(high))
             stop = np.flatnonzero(heavy[low : high + 1])
@@ -203,6 +211,38 @@ def _edges(
                 low, high = start - 1, start
         edges.append(round_between(float(distinct[low]), float(distinct[high])))
     return np.unique(np.array(edges))
+
+
+@exact_kernel
+def _starts(
+    upto: NDArray[np.int64], bins: int, heavy: NDArray[np.bool_], starts: NDArray[np.int64]
+) -> tuple[int, float]:
+    """Marks the heavy values; the first value of every bin but the first, and rows of a bin."""
+    while True:  # each round makes at least one value heavy, at most `bins` rounds
+        alone, rest = 0, upto[-1]
+        for i in range(heavy.size):
+            if heavy[i]:
+                alone += 1
+                rest -= upto[i + 1] - upto[i]
+        target = rest / max(bins - alone, 1)
+        more = 0
+        if alone < bins:
+            for i in range(heavy.size):
+                if not heavy[i] and upto[i + 1] - upto[i] >= target:
+                    heavy[i] = True
+                    more += 1
+        if more == 0:
+            break
+    found, light, before = 0, 0, -1.0
+    for i in range(heavy.size):
+        rows = 0 if heavy[i] else upto[i + 1] - upto[i]
+        light += rows
+        bucket = np.floor((light - rows / 2) / max(target, 1.0))
+        if i > 0 and (heavy[i] or heavy[i - 1] or bucket > before):
+            starts[found] = i
+            found += 1
+        before = bucket
+    return found, target
 
 
 def _sizes(
