@@ -54,6 +54,15 @@ class Stopped:
             raise ValueError("a stage is a short text")
 
 
+class Recorder(Protocol):
+    """Who keeps what a channel carried, for a replay (`federation/transcript.py`)."""
+
+    def note(
+        self, peer: str, is_sent: bool, stage: str, kind: str, digest: bytes, frame: bytes
+    ) -> None:
+        """One frame: before it leaves, or before the program sees it. digest: its SHA-256."""
+
+
 @dataclass(slots=True)
 class Traffic:
     """What one channel carried, by stage; the digests chain every frame of a direction."""
@@ -69,10 +78,17 @@ class Channel:
     """Typed messages to and from one peer, in step: both sides name the same stage."""
 
     def __init__(
-        self, me: str, peer: str, transport: Transport, *, timeout_s: float = 600.0
+        self,
+        me: str,
+        peer: str,
+        transport: Transport,
+        *,
+        timeout_s: float = 600.0,
+        recorder: Recorder | None = None,
     ) -> None:
         self.me, self.peer, self.traffic = me, peer, Traffic()
         self._transport, self._timeout_s = transport, timeout_s
+        self._recorder = recorder
         self._sent = self._received = 0
 
     def send(self, stage: str, message: object) -> None:
@@ -80,7 +96,8 @@ class Channel:
         frame = _frame(stage, self._sent, message)
         self._sent += 1
         traffic = self.traffic
-        traffic.sent_digest = _chain(traffic.sent_digest, frame)
+        known = self._note(True, stage, type(message).__name__, frame)
+        traffic.sent_digest = chain(traffic.sent_digest, known)
         traffic.sent_bytes[stage] = traffic.sent_bytes.get(stage, 0) + len(frame)
         traffic.frames += 1
         self._transport.send(frame)
@@ -108,7 +125,8 @@ class Channel:
             raise ProtocolError(f"out of step: expected a message of stage {stage}")
         self._received += 1
         traffic = self.traffic
-        traffic.received_digest = _chain(traffic.received_digest, frame)
+        known = self._note(False, stage, kind.__name__, frame)
+        traffic.received_digest = chain(traffic.received_digest, known)
         traffic.received_bytes[stage] = traffic.received_bytes.get(stage, 0) + len(frame)
         traffic.frames += 1
         return wire.decode(body, kind)
@@ -121,6 +139,12 @@ class Channel:
         """No more messages."""
         self._transport.close()
 
+    def _note(self, is_sent: bool, stage: str, kind: str, frame: bytes) -> bytes:
+        known = hashlib.sha256(frame).digest()
+        if self._recorder is not None:
+            self._recorder.note(self.peer, is_sent, stage, kind, known, frame)
+        return known
+
 
 _STOPPED = "\x00stopped"
 
@@ -132,8 +156,15 @@ def _frame(stage: str, number: int, message: object) -> bytes:
     return b"".join((encode(stage, number), size.to_bytes(8, "big"), *pieces))
 
 
-def _chain(before: bytes, frame: bytes) -> bytes:
-    return hashlib.sha256(before + hashlib.sha256(frame).digest()).digest()
+def read_frame(frame: bytes, kind: type[M]) -> tuple[str, M]:
+    """(stage, message) of a recorded frame; raises ProtocolError if it is of another kind."""
+    stage, _, body = _parse(frame)
+    return stage, wire.decode(body, kind)
+
+
+def chain(before: bytes, frame: bytes) -> bytes:
+    """A direction's digest after one more frame, given by its SHA-256."""
+    return hashlib.sha256(before + frame).digest()
 
 
 def _parse(frame: bytes) -> tuple[str, int, memoryview]:

@@ -240,6 +240,11 @@ class Department:
         self._committed = False
         self._granted: dict[int, _Granted] = {}
 
+    @property
+    def matrix(self) -> str:
+        """The matrix's name."""
+        return self._coins.matrix
+
     def commit(self) -> MatrixCommitment:
         """The commitment that the querier must hold before the first token."""
         self._committed = True
@@ -550,6 +555,10 @@ class Bank:
             self._spent.answered(self._token(*at))
         return (w - batch.masked[department][:, answer.index]) % Q
 
+    def is_of(self, context: NDArray[np.uint8]) -> bool:
+        """Whether a message is of this querier's job, matrix and parameters."""
+        return context.tobytes() == self._context.tobytes()
+
     def reopen(self, query: Query) -> NDArray[np.int64]:
         """v of a query that was made under this seed, for auditors who hold it (section 6).
 
@@ -616,6 +625,11 @@ class Bank:
             self._executor,
         )
         return Query(self._context, number, index, pack(b, Q_BITS))
+
+    @property
+    def matrix(self) -> str:
+        """The name of the matrices that it asks."""
+        return self._coins.matrix
 
     def _secret(self, number: int, index: int) -> NDArray[np.int8]:
         """s by (batch, index) alone, so that auditors derive it without labels."""

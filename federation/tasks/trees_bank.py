@@ -28,7 +28,7 @@ from federation.ledger import What
 from federation.tables import BankData
 from federation.tasks import trees_checkpoints as checkpoints
 from federation.tasks import vertical
-from federation.tasks.agreement import agree
+from federation.tasks.agreement import Customers, agree
 from federation.tasks.messages import Finished
 from federation.tasks.party import Party
 from federation.tasks.trees_columns import Columns
@@ -86,7 +86,9 @@ class _Bank:
 
     def run(self) -> TreesResult:
         party = self.party
-        self.agreement = agree(party, self.departments, vertical.bank_pieces(self.data, self.test))
+        pieces = vertical.bank_pieces(self.data, self.test)
+        rows = Customers(self.data.cover_rows, self.data.positions)
+        self.agreement = agree(party, self.departments, pieces, rows)
         self.cover, self.keys = vertical.ask_row_keys(party, self.data)
         self.binning()
         self.tokens()
