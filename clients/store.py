@@ -26,6 +26,7 @@ from sqlalchemy import (
     BigInteger,
     Engine,
     ForeignKey,
+    Integer,
     LargeBinary,
     String,
     Text,
@@ -37,16 +38,16 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.engine import Connection, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from federation.errors import Conflict, NotFound, Unavailable, UsageError
+from federation.errors import Conflict, IntegrityError, NotFound, Unavailable, UsageError
 from federation.objects import utc_text
 from protocols.books import BatchId, StoredAnswer, TokenId
 from protocols.errors import ProtocolError
 from protocols.row_key_books import REFUSALS_MAX, Attempt, StoredReply
 
-HEAD = "0004"  # the newest migration; a test holds it to the scripts
+HEAD = "0005"  # the newest migration; a test holds it to the scripts
 BUSY_TIMEOUT_S = 30  # how long a command waits for another one's transaction
 
 # --- model ----------------------------------------------------------------------------------------
@@ -260,6 +261,112 @@ class CheckpointRow(Base):
     note: Mapped[str] = mapped_column(Text)
 
 
+class ConsentRow(Base):
+    """A signed grant of federation/grants.py: given, held, or met in a request."""
+
+    __tablename__ = "consent"
+
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    part: Mapped[str] = mapped_column(String(16))  # given (by us), held (for us), met (at us)
+    subject: Mapped[str] = mapped_column(String(18), index=True)
+    bundle: Mapped[bytes] = mapped_column(LargeBinary)
+    uses: Mapped[int] = mapped_column(BigInteger, default=0)  # counted where it is met
+    last_use: Mapped[str | None] = mapped_column(String(32))
+    added: Mapped[str] = mapped_column(String(32))
+
+
+class ConsentEventRow(Base):
+    """A pause, resumption or revocation; who said it is part of the bundle, and was verified."""
+
+    __tablename__ = "consent_event"
+
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    consent: Mapped[str] = mapped_column(String(64), index=True)  # may come before the grant
+    subject: Mapped[str | None] = mapped_column(String(18))  # None: the platform
+    bundle: Mapped[bytes] = mapped_column(LargeBinary)
+    seen: Mapped[str] = mapped_column(String(32))
+
+
+class StatusListRow(Base):
+    """The newest status list of an issuer; an older one never takes its place."""
+
+    __tablename__ = "status_list"
+
+    org: Mapped[str] = mapped_column(String(32), primary_key=True)
+    sequence: Mapped[int] = mapped_column(BigInteger)
+    envelope: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class SubjectSaltRow(Base):
+    """Whom scopes are about; without this row a scope says nothing (clients/consent.py)."""
+
+    __tablename__ = "subject_salt"
+
+    subject: Mapped[str] = mapped_column(String(18), primary_key=True)
+    salt: Mapped[bytes] = mapped_column(LargeBinary(32))
+
+
+class LeakRow(Base):
+    """What all verifiers together were told of one (subject, field, period)."""
+
+    __tablename__ = "leak"
+
+    scope: Mapped[str] = mapped_column(String(64), primary_key=True)
+    millibits: Mapped[int] = mapped_column(BigInteger)
+    snapshot: Mapped[str] = mapped_column(String(64))  # that `known` is about
+    known: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class CutsRow(Base):
+    """Which cut points of a field were asked for about one subject, in this order."""
+
+    __tablename__ = "cuts"
+
+    scope: Mapped[str] = mapped_column(String(64), primary_key=True)
+    cuts: Mapped[list[int]] = mapped_column(JSON)
+
+
+class UseRow(Base):
+    """A receipt of a use of the own grant, as a provider sent it."""
+
+    __tablename__ = "consent_use"
+
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    consent: Mapped[str] = mapped_column(String(64), index=True)
+    notice: Mapped[bytes] = mapped_column(LargeBinary)
+    added: Mapped[str] = mapped_column(String(32))
+
+
+class EnquiryRow(Base):
+    """A question that this home, as verifier, has put, and what came back."""
+
+    __tablename__ = "enquiry"
+
+    number: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=True
+    )
+    id: Mapped[str] = mapped_column(String(32), unique=True)
+    request: Mapped[str] = mapped_column(String(64), unique=True)  # digest
+    question: Mapped[bytes] = mapped_column(LargeBinary)  # the signed request
+    created: Mapped[str] = mapped_column(String(32))
+    answer: Mapped[bytes | None] = mapped_column(LargeBinary)  # the signed answer
+    receipt: Mapped[bytes | None] = mapped_column(LargeBinary)
+    result: Mapped[str | None] = mapped_column(String(16))  # None: none came
+
+
+class IdempotencyRow(Base):
+    """The answer to a POST on the local API, under the caller's key; no status: it is served."""
+
+    __tablename__ = "local_idempotency"
+
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    status: Mapped[int | None]
+    body: Mapped[bytes | None] = mapped_column(LargeBinary)
+    content_type: Mapped[str] = mapped_column(String(80))
+    created: Mapped[str] = mapped_column(String(32), index=True)
+
+
 # --- store ----------------------------------------------------------------------------------------
 
 
@@ -297,8 +404,10 @@ class Store:
             place = f"the {engine.dialect.name} database"
             todo = "check `database_url`, that the server runs and that the disk has room"
             raise Unavailable(f"{place} cannot be opened", todo=todo) from error
-        except BaseException:
+        except BaseException as error:
             engine.dispose()
+            if type(error) is DatabaseError:
+                raise _damaged(error) from error
             raise
         return cls(engine)
 
@@ -323,7 +432,7 @@ class Store:
         """
         if self.is_together:
             raise RuntimeError("a transaction inside a transaction")
-        with Session(self._writer) as session, session.begin():
+        with _told("written"), Session(self._writer) as session, session.begin():
             self._joint.session = session
             try:
                 yield
@@ -341,7 +450,7 @@ class Store:
         if self.is_together:
             yield self._joint.session
             return
-        with Session(self._engine) as session, session.begin():
+        with _told("read"), Session(self._engine) as session, session.begin():
             yield session
 
     @contextmanager
@@ -352,7 +461,7 @@ class Store:
             yield self._joint.session
             self._joint.session.flush()
             return
-        with Session(self._writer) as session, session.begin():
+        with _told("written"), Session(self._writer) as session, session.begin():
             self._lock(session, tables)
             yield session
 
@@ -362,6 +471,26 @@ class Store:
                 session.execute(
                     text(f'LOCK TABLE "{table.__tablename__}" IN SHARE ROW EXCLUSIVE MODE')
                 )
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """A database's failure in this node's words: what it says itself may hold a statement."""
+    try:
+        yield
+    except OperationalError as error:
+        todo = "see that its disk has room and that it runs; `lianmo doctor` says more"
+        raise Unavailable(f"the database cannot be {what}", todo=todo) from error
+    except DatabaseError as error:
+        if type(error) is not DatabaseError:
+            raise  # a constraint, a wrong statement: our bug
+        raise _damaged(error) from error
+
+
+def _damaged(error: DatabaseError) -> IntegrityError:
+    """Of a file that is no database, or no longer one."""
+    todo = "stop the node, then restore the newest backup; `lianmo audit verify` compares it"
+    return IntegrityError(f"the database is damaged ({type(error.orig).__name__})", todo=todo)
 
 
 @contextmanager
