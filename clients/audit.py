@@ -25,7 +25,6 @@ from datetime import datetime
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import delete, func, select
-from sqlalchemy.exc import OperationalError
 
 from clients.home import Home
 from clients.store import BUSY_TIMEOUT_S, AuditRow, AuditSaltRow, CheckpointRow, Store
@@ -115,10 +114,6 @@ class AuditLog:
                     self._begin(now)
                     yield
                     note = self._seal()
-            except OperationalError as error:
-                self._tree = merkle.Tree()
-                todo = "see that its disk has room; `lianmo doctor` says more"
-                raise Unavailable("the database cannot be written", todo=todo) from error
             except BaseException:
                 self._tree = merkle.Tree()  # it may hold hashes of what was rolled back
                 raise
@@ -234,8 +229,7 @@ class AuditLog:
 
     def require_clock(self, now: datetime) -> None:
         """Raises Refused if the clock is behind the last entry: times would be worth nothing."""
-        with self._reading():
-            last = self._last()
+        last = self._last()
         if last is not None and now < utc_time(last.time) - CLOCK_SKEW:
             todo = "set the clock; `lianmo doctor` compares it with the coordinator's"
             what = f"the clock is behind the audit log's last entry of {last.time}"
@@ -264,13 +258,13 @@ class AuditLog:
 
     def entries(self) -> list[AuditEntry]:
         """All entries, the first first; raises IntegrityError for one that is none."""
-        with self._reading(), self._store.reading() as session:
+        with self._store.reading() as session:
             leaves = session.scalars(select(AuditRow.leaf).order_by(AuditRow.seq)).all()
         return [AuditEntry.from_leaf(leaf) for leaf in leaves]
 
     def entry(self, seq: int) -> AuditEntry:
         """One entry; NotFound if there is none."""
-        with self._reading(), self._store.reading() as session:
+        with self._store.reading() as session:
             leaf = session.scalar(select(AuditRow.leaf).where(AuditRow.seq == seq))
         if leaf is None:
             raise NotFound(
@@ -280,12 +274,12 @@ class AuditLog:
 
     def subjects(self) -> dict[int, bytes]:
         """Whom or what entries are about, as far as their salts are still here."""
-        with self._reading(), self._store.reading() as session:
+        with self._store.reading() as session:
             return {row.seq: row.subject for row in session.scalars(select(AuditSaltRow))}
 
     def checkpoint(self) -> merkle.SignedCheckpoint:
         """The newest signed checkpoint; NotFound before the first entry."""
-        with self._reading(), self._store.reading() as session:
+        with self._store.reading() as session:
             note = session.scalar(select(CheckpointRow.note).order_by(CheckpointRow.size.desc()))
         if note is None:
             raise NotFound("the audit log has no entry yet")
@@ -319,7 +313,7 @@ class AuditLog:
 
     def verify(self) -> Verification:
         """Check the whole log against its checkpoints, and the node's tables against the log."""
-        with self._alone(), self._reading(), self._store.reading() as session:
+        with self._alone(), self._store.reading() as session:
             rows = session.scalars(select(AuditRow).order_by(AuditRow.seq)).all()
             notes = session.scalars(select(CheckpointRow).order_by(CheckpointRow.size)).all()
             salts = session.scalars(select(AuditSaltRow)).all()
@@ -425,13 +419,6 @@ class AuditLog:
             yield
         finally:
             os.close(handle)  # and with it the lock
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        try:
-            yield
-        except OperationalError as error:
-            raise Unavailable("the database cannot be read", todo="see `lianmo doctor`") from error
 
     def _last(self) -> AuditEntry | None:
         with self._store.reading() as session:

@@ -74,7 +74,11 @@ def tls_context(home: Home) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_verify_locations(cadata=trust.tls_ca(platform_of(trust)))
     context.check_hostname = False  # stricter: one authority, that of this very organisation
-    context.load_cert_chain(*home.tls_files)
+    try:
+        context.load_cert_chain(*home.tls_files)
+    except ssl.SSLError:
+        what = "tls.crt is no certificate for keys/tls.pem"
+        raise IntegrityError(what, party=home.org, todo="restore both from a backup") from None
     return context
 
 

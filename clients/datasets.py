@@ -11,7 +11,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from federation import keyring
 from federation.audit import Action
 from federation.catalogue import CATALOGUE_USAGE, Dataset, Field, FieldType
 from federation.envelope import Envelope, sign
-from federation.errors import Conflict, UsageError
+from federation.errors import Conflict, LianmoError, UsageError
 from federation.identity import PrivateKey
 from federation.objects import ObjectName, utc_text
 from federation.persons import distinct, needed_for_entry
@@ -148,7 +148,13 @@ def _alone(home: Home, store: Store) -> Iterator[Path]:
             todo = "wait for it to end"
             raise Conflict("another command is changing this home's data", todo=todo) from None
         _sweep(folder, store)
-        yield folder
+        try:
+            yield folder
+        except LianmoError:
+            # What was not registered goes at once; if the database is away, next time.
+            with suppress(LianmoError):
+                _sweep(folder, store)
+            raise
         _sweep(folder, store)
     finally:
         os.close(descriptor)  # and with it the lock

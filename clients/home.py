@@ -247,7 +247,8 @@ def _read_config(file: Path, environment: Mapping[str, str]) -> Config:
     try:
         settings = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file} is not valid TOML ({error})") from None
+        what = f"{file} is not valid TOML ({error})"
+        raise UsageError(what, todo="correct it, or take it from a backup") from None
     names = Config.model_fields.keys() - {"org", "coordinator"}
     settings |= {n: v for n in names if (v := environment.get(f"LIANMO_{n.upper()}"))}
     try:

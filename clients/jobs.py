@@ -25,13 +25,22 @@ from federation.audit import Action, Receipt, verify_receipt
 from federation.catalogue import CATALOGUE_USAGE, Dataset
 from federation.checks import check_manifest
 from federation.envelope import Envelope, sign
-from federation.errors import Conflict, IntegrityError, LianmoError, RefusalCode, UsageError
+from federation.errors import (
+    Conflict,
+    IntegrityError,
+    LianmoError,
+    NotFound,
+    RefusalCode,
+    UsageError,
+)
+from federation.identity import PrivateKey
 from federation.ledger import What
 from federation.objects import (
     Approval,
     Decision,
     DeclaredDisclosure,
     JobManifest,
+    Narrowing,
     RegistrySnapshot,
     Role,
     RunRecord,
@@ -39,10 +48,12 @@ from federation.objects import (
     utc_text,
 )
 from federation.package import package_sha256
-from federation.trust import TrustStore
+from federation.persons import require_stated
+from federation.trust import TrustStore, Verified
 
 if TYPE_CHECKING:  # heavy: imported by the commands that need them
-    from federation.review import Review
+    from federation.drafts import JobDraft
+    from federation.review import RefusedBefore, Review
 
 WATCH_WAIT_S = 20.0
 WRONG = "wrong"  # a receipt that does not verify
@@ -106,17 +117,38 @@ def _round_up(rows: int) -> int:
 def submit(
     home: Home, store: Store, client: CoordinatorClient, draft: Path, now: datetime
 ) -> JobDetail:
-    """Build, sign and send the manifest of a draft."""
-    from clients.gate import Gate
+    """Build, sign and send the manifest of a draft in a file."""
     from federation import drafts
 
     try:
         text = draft.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {draft}: {type(error).__name__}") from None
+    except UnicodeDecodeError:
+        todo = "`lianmo job new` writes one with comments"
+        raise UsageError(f"{draft} is not text in UTF-8", todo=todo) from None
+    except OSError as error:
+        why = (error.strerror or "error").lower()
+        raise UsageError(f"cannot read {draft}: {why}") from None
     wanted = drafts.parse(text)
     if wanted.bank.org != home.org:
         raise UsageError(f"the draft is of {wanted.bank.org}, this home is {home.org}'s")
+    return propose(home, store, client, wanted, now)
+
+
+def propose(
+    home: Home,
+    store: Store,
+    client: CoordinatorClient,
+    wanted: JobDraft,
+    now: datetime,
+    previous: str | None = None,
+) -> JobDetail:
+    """Build, sign and send the manifest of a draft.
+
+    previous: the digest of the manifest that it takes the place of; default: the last approved one.
+    """
+    from clients.gate import Gate
+    from federation import drafts
+
     registry = current_registry(store)
     manifest = drafts.build(
         wanted,
@@ -127,7 +159,7 @@ def submit(
         ),
         package_sha256=package_sha256(),
         now=now,
-        previous=_digest(last_approved(store, home.org)),
+        previous=previous or _digest(last_approved(store, home.org)),
     )
     envelope = sign(manifest, home.key(Usage.PROPOSE))
     answer = client.submit(envelope)
@@ -151,13 +183,19 @@ def _digest(manifest: JobManifest | None) -> str | None:
     return manifest.digest() if manifest else None
 
 
-def last_approved(store: Store, bank: str) -> JobManifest | None:
-    """The newest manifest of a bank that this organisation said yes to; the bank to its own."""
+def last_approved(
+    store: Store, bank: str, task: str | None = None, besides: str = ""
+) -> JobManifest | None:
+    """The newest manifest of a bank that this organisation said yes to; the bank to its own.
+
+    task: of that kind only. besides: the digest of one that is not meant, as of the one in review,
+    which the first of two persons has approved already.
+    """
     for known in reversed(Jobs(store).all()):
-        if known.decision == Decision.APPROVE.value:
+        if known.decision == Decision.APPROVE.value and known.manifest != besides:
             # kept by this home after it was verified
             manifest = Envelope.from_json(known.envelope).unverified(JobManifest)
-            if manifest.bank == bank:
+            if manifest.bank == bank and task in (None, manifest.task):
                 return manifest
     return None
 
@@ -180,7 +218,8 @@ def review_job(
     """A job as this organisation's approver has to see it."""
     from federation.review import review
 
-    manifest = manifest_of(home, client.job(job), now)
+    detail = client.job(job)
+    manifest = manifest_of(home, detail, now)
     own = {party.org: party for party in manifest.parties}.get(home.org)
     before = 0
     if own is not None and own.dataset is not None:
@@ -190,8 +229,85 @@ def review_job(
         catalogue(home, client, now),
         me=home.org,
         tokens_before=before,
-        previous=last_approved(store, manifest.bank),
+        previous=last_approved(store, manifest.bank, manifest.task, manifest.digest()),
+        refused=_refused_before(home, client, manifest, now),
+        approved_by=_approved_by(words_on(home, detail, now)),
     )
+
+
+def words_on(home: Home, detail: JobDetail, now: datetime) -> tuple[Verified[Approval], ...]:
+    """Every word on a job that verifies here; others are left out."""
+    trust, found = home.trust(), []
+    for envelope in detail.approvals:
+        try:
+            word = trust.verify(envelope, Approval, Usage.APPROVE, now)
+        except LianmoError:
+            continue
+        if word.object.manifest == detail.manifest_digest:
+            found.append(word)
+    return tuple(found)
+
+
+def _approved_by(words: tuple[Verified[Approval], ...]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for word in words:
+        if word.object.decision is Decision.APPROVE:
+            found.setdefault(word.org, []).extend(word.holders)
+    return found
+
+
+def refusals(home: Home, detail: JobDetail, now: datetime) -> tuple[Approval, ...]:
+    """The owners' refusals of a job, each verified, with their counter-proposals."""
+    words = [word.object for word in words_on(home, detail, now)]
+    return tuple(word for word in words if word.decision is Decision.REFUSE)
+
+
+def _refused_before(
+    home: Home, client: CoordinatorClient, manifest: JobManifest, now: datetime
+) -> RefusedBefore | None:
+    """The refused manifest that this one names as its previous, if it names one of this bank."""
+    from federation.review import RefusedBefore
+
+    if manifest.previous is None:
+        return None
+    for item in client.jobs():
+        if item.manifest_digest == manifest.previous:
+            detail = client.job(item.job)
+            old = detail.manifest.unverified(JobManifest)
+            signed = old.bank == manifest.bank and old.digest() == manifest.previous
+            if signed and (words := refusals(home, detail, now)):
+                return RefusedBefore(old, words)
+    return None
+
+
+def narrower(
+    home: Home, store: Store, client: CoordinatorClient, job: str, name: str, now: datetime
+) -> JobDetail:
+    """The bank: propose a refused job anew, as narrow as its owners asked for.
+
+    Raises NotFound if nobody made a counter-proposal.
+    """
+    from federation import drafts, narrowing
+
+    detail = client.job(job)
+    manifest = manifest_of(home, detail, now)
+    asked = [(w.org, w.narrowing) for w in refusals(home, detail, now) if w.narrowing is not None]
+    if manifest.bank != home.org:
+        raise UsageError(f"{job} was proposed by {manifest.bank}", party=home.org)
+    if not asked:
+        todo = f"read why with `lianmo job status {job}`, then submit another draft"
+        raise NotFound(f"nobody proposed a narrower {job}", party=home.org, todo=todo)
+    for org, item in asked:  # it comes from outside: a wider job is no narrowing
+        narrowing.require_less(item, manifest, org)
+    draft = narrowing.narrowed(drafts.of_manifest(manifest, name), asked)
+    return propose(home, store, client, draft, now, previous=manifest.digest())
+
+
+def next_name(job: str) -> str:
+    """The name of the job that takes a refused one's place: `city`, `city-2`, `city-3`."""
+    if match := re.fullmatch(r"(.+)-(\d{1,4})", job):
+        return f"{match[1]}-{int(match[2]) + 1}"
+    return f"{job}-2"
 
 
 def decide(
@@ -206,12 +322,16 @@ def decide(
     code: RefusalCode | None = None,
     words: str = "",
     days: int = 30,
+    narrowing: Narrowing | None = None,
+    key: PrivateKey | None = None,
 ) -> Approval:
     """Sign this organisation's word on exactly the manifest that it saw, and send it.
 
     manifest_digest: what the approver read on the review; a prefix of at least 12 digits will do.
     A withdrawal counts at this organisation's node from here on, whether or not the coordinator
     takes it.
+    narrowing: with a refusal, what this organisation would approve instead.
+    key: of the person who decides; default: the home's.
     Raises IntegrityError if the coordinator now shows another one.
     """
     if decision is Decision.WITHDRAW and (own := _approved(store, home, job)):
@@ -222,6 +342,11 @@ def decide(
     digest = manifest.digest()
     if decision is Decision.APPROVE:
         _require_new_name(store, home, manifest)
+        _require_stated(store, home, manifest)
+    if narrowing is not None:
+        from federation.narrowing import require_less
+
+        require_less(narrowing, manifest, home.org)
     if manifest_digest is not None and not re.fullmatch(r"[0-9a-fA-F]{12,64}", manifest_digest):
         todo = "copy it from `lianmo job review`, the first 12 digits at least"
         raise UsageError("that is not the digest of a manifest", todo=todo)
@@ -234,12 +359,13 @@ def decide(
         decision=decision,
         code=code,
         words=words,
+        narrowing=narrowing,
         created=utc_text(now),
         valid_from=utc_text(now),
         valid_until=utc_text(now + timedelta(days=days)),
         nonce=secrets.token_hex(16),
     )
-    envelope = sign(approval, home.key(Usage.APPROVE))
+    envelope = sign(approval, key or home.key(Usage.APPROVE))
     audit = AuditLog(home, store)
     with audit.together(now):
         _keep(store, signed, manifest, now)
@@ -272,6 +398,16 @@ def _require_new_name(store: Store, home: Home, manifest: JobManifest) -> None:
     if own is not None and own[1].digest() != manifest.digest():
         what = f"another job {manifest.job} was approved here, of {own[1].bank}"
         raise Conflict(what, party=manifest.bank, todo="ask for a manifest with another name")
+
+
+def _require_stated(store: Store, home: Home, manifest: JobManifest) -> None:
+    """The manifest asks for as many persons of this organisation as its own entry does."""
+    party = manifest.party(home.org)
+    if party.dataset is None:
+        return
+    stored = store.entries.get(party.dataset)
+    if stored.envelope is not None and stored.digest == party.catalogue_digest:
+        require_stated(Envelope.from_json(stored.envelope).unverified(Dataset), party)
 
 
 class DisclosureLine(BaseModel):

@@ -205,6 +205,11 @@ class Sandbox:
         process.kill()
         process.wait()
 
+    def pid(self, org: str, service: str) -> int | None:
+        """The process id of a resident process; None if it has ended."""
+        process = self._services.get(_service(org, [service]))
+        return process.pid if process is not None and process.poll() is None else None
+
     def stop(self) -> None:
         """End every process; the nodes first, so that they can say good-bye."""
         for process in reversed(self._services.values()):

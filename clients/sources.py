@@ -20,6 +20,7 @@ import re
 import shutil
 import tempfile
 import unicodedata
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -593,8 +594,11 @@ def _open(path: Path, packed: bool) -> IO[bytes]:
 
 def _encoding(source: Source, path: Path, packed: bool) -> str:
     """The encoding that the whole file has: the one asked for, else UTF-8, else GB18030."""
-    with _open(path, packed) as file:
-        head = file.read(4)
+    try:
+        with _open(path, packed) as file:
+            head = file.read(4)
+    except _BAD_GZIP:
+        raise _damaged(path) from None
     if source.encoding is not None:
         try:
             candidates = [codecs.lookup(source.encoding).name]
@@ -626,9 +630,18 @@ def _quotes(path: Path, packed: bool, encoding: str) -> int | None:
                     return None
                 count += text.count('"')
             decoder.decode(b"", final=True)
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile):
+    except UnicodeDecodeError:
         return None
+    except _BAD_GZIP:
+        raise _damaged(path) from None
     return count
+
+
+_BAD_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
+
+
+def _damaged(path: Path) -> UsageError:
+    return UsageError(f"{path.name} is damaged", todo="export it again; nothing was stored")
 
 
 def _delimiter(head: str, source: Source, path: Path) -> str:
@@ -660,7 +673,7 @@ def _parquet(path: Path) -> Iterator[_Table]:
 
             yield _Table(list(names), blocks)
     except pa.ArrowInvalid:
-        raise UsageError(f"{path.name} is damaged", todo="nothing was stored") from None
+        raise _damaged(path) from None
 
 
 def _text(cells: pa.Array, name: str) -> pa.Array:

@@ -29,8 +29,10 @@ from federation.objects import (
     RegistrySnapshot,
     Role,
     ScorecardParameters,
+    Time,
     TreesParameters,
     utc_text,
+    utc_time,
 )
 from federation.persons import persons_for
 from federation.tasks import registry as registry_of_tasks
@@ -71,6 +73,7 @@ class JobDraft(_Part):
     job: ObjectName
     purpose: Purpose = Purpose.CREDIT_MODEL_TRAINING
     days: Annotated[int, Field(ge=1, le=365)] = 30
+    until: Time | None = None  # the job ends then at the latest, whatever `days` says
     platform: OrgId | None = None
     bank: DatasetDraft
     department: Annotated[tuple[DatasetDraft, ...], Field(min_length=1)]
@@ -103,7 +106,8 @@ def parse(text: str) -> JobDraft:
     try:
         return JobDraft.model_validate(tomllib.loads(text), strict=False)
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"not valid TOML: {error}") from None
+        todo = "correct the draft; `lianmo job new` writes one with comments"
+        raise UsageError(f"not valid TOML: {error}", todo=todo) from None
     except ValidationError as error:
         raise UsageError(
             "; ".join(_complaints(error)), todo="see `lianmo job new --help`"
@@ -222,12 +226,47 @@ def build(
             disclosures=(),
             outputs=(bank.org,),
             not_before=utc_text(now),
-            expires=utc_text(now + timedelta(days=draft.days)),
+            expires=utc_text(_end(draft, now)),
             previous=previous,
         )
     except ValidationError as error:
         raise UsageError("; ".join(_complaints(error))) from None
     return manifest.model_copy(update={"disclosures": task.declare(manifest)})
+
+
+def of_manifest(manifest: JobManifest, job: str) -> JobDraft:
+    """The draft from which a manifest like this one would come again, under another name."""
+
+    def part(org: str) -> DatasetDraft:
+        party = manifest.party(org)
+        return DatasetDraft(org=org, dataset=party.dataset or "", fields=party.fields)
+
+    limits = manifest.limits
+    task = "trees" if isinstance(manifest.parameters, TreesParameters) else "scorecard"
+    life = utc_time(manifest.expires) - utc_time(manifest.not_before)
+    return JobDraft.model_validate(
+        {
+            "job": job,
+            "purpose": manifest.purpose,
+            "days": max(1, life.days),
+            "platform": next(iter(manifest.of_role(Role.PLATFORM)), None),
+            "bank": part(manifest.bank),
+            "department": tuple(part(org) for org in manifest.departments),
+            "cover": CoverDraft(kind=manifest.cover.kind, decoys=manifest.cover.decoys),
+            "limits": LimitsDraft(
+                customers_max=limits.customers_max,
+                customers_min=limits.customers_min,
+                wall_time_s=max(60, limits.wall_time_s),
+                attempts=limits.attempts,
+            ),
+            task: manifest.parameters,
+        }
+    )
+
+
+def _end(draft: JobDraft, now: datetime) -> datetime:
+    end = now + timedelta(days=draft.days)
+    return end if draft.until is None else min(end, utc_time(draft.until))
 
 
 def _party(

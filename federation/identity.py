@@ -89,7 +89,8 @@ class PrivateKey:
         try:
             secret = load_pem_private_key(data, None)
         except (ValueError, TypeError):
-            raise IntegrityError(f"the file of the {usage} key holds no private key") from None
+            what = f"the file of the {usage} key holds no private key"
+            raise IntegrityError(what, todo="restore it from a backup") from None
         if not isinstance(secret, Secret):
             raise IntegrityError(f"the file of the {usage} key holds another kind of key")
         return cls(usage, secret)

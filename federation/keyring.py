@@ -90,7 +90,10 @@ class Keyring:
 
     def trust(self) -> TrustStore:
         """Whom this organisation trusts, itself included; read again when a file changed."""
-        files = [self.path / "card.json", *sorted((self.path / "trust").glob("*.json"))]
+        own = self.path / "card.json"
+        if not own.is_file():
+            raise _no_card(own)
+        files = [own, *sorted((self.path / "trust").glob("*.json"))]
         state = [(file.name, (s := file.stat()).st_mtime_ns, s.st_size, s.st_ino) for file in files]
         if self._trust is None or self._trust[0] != state:
             self._trust = state, TrustStore(_read_named(file, self.path) for file in files)
@@ -140,11 +143,16 @@ def write_once(path: Path, content: bytes, mode: int = SECRET_MODE) -> None:
 
 def _read_card(file: Path) -> Envelope:
     if not file.is_file():
-        raise NotFound(f"no {file.name} in this home", todo="make one with `lianmo init`")
+        raise _no_card(file)
     try:
         return Envelope.from_json(file.read_bytes())
     except LianmoError as error:
         raise IntegrityError(f"{file.name}: {error}", todo="restore it from a backup") from None
+
+
+def _no_card(file: Path) -> NotFound:
+    todo = "restore it from a backup; a new home is made with `lianmo init`"
+    return NotFound(f"no {file.name} in this home", todo=todo)
 
 
 def _read_named(file: Path, home: Path) -> Envelope:

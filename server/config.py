@@ -88,7 +88,8 @@ def read_config(file: Path, environment: Mapping[str, str]) -> CoordinatorConfig
     try:
         settings = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file} is not valid TOML ({error})") from None
+        what = f"{file} is not valid TOML ({error})"
+        raise UsageError(what, todo="correct it, or take it from a backup") from None
     own: dict[str, Any] = {}
     if port := _port(str(settings.get("coordinator_url", ""))):
         own["port"] = port

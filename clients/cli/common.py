@@ -6,6 +6,7 @@ happened and what to do, and its exit code says of which sort it was; there is n
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -16,13 +17,17 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import click
 import typer
 
-from federation.errors import LianmoError, UsageError
+from federation.errors import LianmoError, Unavailable, UsageError
 
 if TYPE_CHECKING:  # each costs 50 ms and more, and `--help` needs none of them
     from rich.console import Console
 
     from clients.home import Home
     from federation.envelope import Envelope
+
+# No space, over quota, over the limit on a file's size.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MAKE_ROOM = "make room on that disk, then give the same command again"
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
@@ -83,6 +88,14 @@ def open_input(file: Path) -> BinaryIO:
         raise UsageError(f"cannot read {file}: {(error.strerror or 'error').lower()}") from None
 
 
+def cannot_write(file: Path, error: OSError) -> LianmoError:
+    """Of a file that the user named: the place is wrong, or its disk is full."""
+    what = f"cannot write {file}: {(error.strerror or 'error').lower()}"
+    if error.errno in DISK_FULL:
+        return Unavailable(what, todo=MAKE_ROOM)
+    return UsageError(what)
+
+
 def run(command: Callable[[], Any]) -> int:
     """Run a command line to its exit code; whatever goes wrong becomes a line on stderr.
 
@@ -117,7 +130,10 @@ def _unexpected(error: Exception) -> tuple[str, int]:
     """An error that no command foresaw, told without its text, which may hold data."""
     if isinstance(error, OSError):
         place = f" ({Path(str(error.filename)).name})" if error.filename else ""
-        return f"{(error.strerror or type(error).__name__).lower()}{place}", 1
+        what = f"{(error.strerror or type(error).__name__).lower()}{place}"
+        if error.errno in DISK_FULL:
+            return f"{what}; {MAKE_ROOM}", Unavailable.exit_code
+        return what, 1
     kinds = {kind.__name__ for kind in type(error).__mro__}  # by name: nothing has to be imported
     if "ProtocolError" in kinds:
         return f"{error}; both sides' transcripts go to the auditor", 4

@@ -10,7 +10,16 @@ import click
 import typer
 
 from clients.cli import approver
-from clients.cli.common import JsonFlag, emit, is_terminal, open_home, read_envelope, say, table
+from clients.cli.common import (
+    JsonFlag,
+    cannot_write,
+    emit,
+    is_terminal,
+    open_home,
+    read_envelope,
+    say,
+    table,
+)
 
 if TYPE_CHECKING:
     from federation.objects import Card
@@ -25,7 +34,6 @@ def card(
     as_json: JsonFlag = False,
 ) -> None:
     """Give out this organisation's card, for others to trust."""
-    from federation.errors import UsageError
     from federation.keyring import write
 
     home = open_home()
@@ -37,8 +45,7 @@ def card(
         try:
             write(out, envelope.to_json() + b"\n")
         except OSError as error:
-            reason = (error.strerror or "error").lower()
-            raise UsageError(f"cannot write {out}: {reason}") from None
+            raise cannot_write(out, error) from None
         emit({"org": home.org, "file": out, "fingerprint": fingerprint}, as_json)
     say(f"tell them this fingerprint over another channel: {fingerprint}")
 

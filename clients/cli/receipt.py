@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 import typer
 
-from clients.cli.common import JsonFlag, emit, open_home, open_input, read_envelope, say
+from clients.cli.common import (
+    JsonFlag,
+    cannot_write,
+    emit,
+    open_home,
+    open_input,
+    read_envelope,
+    say,
+)
 
 if TYPE_CHECKING:
     from federation.audit import AuditEntry, Receipt, VerifiedReceipt
@@ -102,7 +110,6 @@ def read_receipt(file: Path) -> Receipt:
 
 def write_receipt(receipt: Receipt, out: Path | None, as_json: bool) -> None:
     """A receipt to a file, or to stdout, where it is JSON in any case."""
-    from federation.errors import UsageError
     from federation.keyring import write
 
     if out is None:
@@ -111,7 +118,7 @@ def write_receipt(receipt: Receipt, out: Path | None, as_json: bool) -> None:
     try:
         write(out, receipt.to_json())
     except OSError as error:
-        raise UsageError(f"cannot write {out}: {(error.strerror or 'error').lower()}") from None
+        raise cannot_write(out, error) from None
     emit({"file": out, "org": receipt.org, "status": receipt.status}, as_json)
 
 

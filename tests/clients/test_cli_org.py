@@ -148,7 +148,7 @@ def test_starting_imports_no_heavy_library(home: Path, arguments: list[str]) -> 
         (Unavailable("x"), 7),
         (ProtocolError("x"), 4),
         (KeyError("canary"), 1),
-        (OSError(28, "No space left on device", "/secret/place/file"), 1),
+        (OSError(28, "No space left on device", "/secret/place/file"), 7),
         (KeyboardInterrupt(), 130),
     ],
 )
