@@ -83,13 +83,14 @@ def fit_pooled(
     vmax: int = 511,
     customers_min: int = 0,
     randomness: Randomness,
+    coins: bytes = b"",
     executor: Executor | None = None,
 ) -> PooledTrees:
     """Plaintext: the same growth on the same bins with all columns at hand.
 
     For the laboratory and for tests, which hold all parties' data; no party of a job can call it.
-    With the bank's randomness of a job, its vmax and its customers_min (by default the true number)
-    it grows the job's very trees.
+    With the bank's randomness of a job, its coins, its vmax and its customers_min (by default the
+    true number) it grows the job's very trees.
     """
     limits = parameters.max_bins, parameters.min_cohort
     own, codes = vertical.make_bins(bank.columns, bank.customers, *limits, executor)
@@ -126,7 +127,7 @@ def fit_pooled(
         parameters,
         vmax,
         lambda purpose, number: randomness.stream(
-            labels.QUANTISE, stage=f"trees/{purpose}", step=number
+            labels.QUANTISE, stage=f"trees/{purpose}", step=number, inputs=coins
         ),
     )
     return PooledTrees(fitted, (*mine, *theirs), fitted.margins)

@@ -68,6 +68,7 @@ class _Bank:
         self.party, self.data, self.plan = party, data, plan_of(manifest)
         self.parameters, self.departments = manifest.trees, manifest.departments
         vertical.require_usable(party, data)
+        self.coins = b""  # until all have committed; who is held out is in the commitment
         self.before = self._load()
         if self.before is None:
             self.test = vertical.hold_out(party, data, float(self.parameters.hold_out))
@@ -89,6 +90,7 @@ class _Bank:
         pieces = vertical.bank_pieces(self.data, self.test)
         rows = Customers(self.data.cover_rows, self.data.positions)
         self.agreement = agree(party, self.departments, pieces, rows)
+        self.coins = self.agreement.joint_seed
         self.cover, self.keys = vertical.ask_row_keys(party, self.data)
         self.binning()
         self.tokens()
@@ -131,6 +133,7 @@ class _Bank:
             sent_bytes=sent,
             received_bytes=received,
             disclosures=party.ledger.entries(),
+            coins=self.coins,
         )
 
     # stages
@@ -294,8 +297,12 @@ class _Bank:
         return [*self.own, *self.theirs]
 
     def _draw(self, purpose: str, number: int) -> Stream:
-        # Bound to the attempt; what is rounded follows from earlier frames of the same attempt.
-        return self.party.randomness.stream(labels.QUANTISE, stage=f"trees/{purpose}", step=number)
+        # Bound to the attempt; what is rounded follows from earlier frames of the same attempt. And
+        # to the joint coins, which come after the commitment to the seed: a bank that could choose
+        # a seed by what it draws would have the rows that single out a firm (CRYPTO_REVIEW.md F16).
+        return self.party.randomness.stream(
+            labels.QUANTISE, stage=f"trees/{purpose}", step=number, inputs=self.coins
+        )
 
     def _traffic(self) -> tuple[dict[str, int], dict[str, int]]:
         sent: dict[str, int] = {}

@@ -255,6 +255,7 @@ class TreesResult:
     sent_bytes: Mapping[str, int]  # by stage, all peers
     received_bytes: Mapping[str, int]
     disclosures: tuple[Disclosure, ...]
+    coins: bytes = field(default=b"", repr=False)  # public ones, that all its draws are bound to
 
     def digest(self) -> bytes:
         """Of the model, for the run record."""

@@ -69,8 +69,10 @@ def test_so_they_are_in_every_mode(parameters: dict[str, object]) -> None:
     assert run.result.tokens <= world.manifest(**parameters).limits.tokens
 
 
-def test_joint_trees_beat_the_banks_own(run: LocalTrees) -> None:
-    result, test = run.result, run.result.test
+def test_joint_trees_beat_the_banks_own() -> None:
+    # 360 held out: of fewer the AUC moves with the draw by more than what is asked for here
+    result = make_trees_world(rows=1600, customers=1200).run().result
+    test = result.test
     joint = roc_auc_score(result.labels[test], -result.scores[test])
     alone = roc_auc_score(result.labels[test], -result.alone_scores[test])
     assert joint > alone + 0.05

@@ -69,6 +69,7 @@ class TreesWorld:
             randomness=Randomness(
                 local_seeds(["bank"], seed)["bank"], bytes.fromhex(manifest.digest()), 0
             ),
+            coins=result.coins if result else b"",
         )
 
     @property
