@@ -37,6 +37,7 @@ from federation.objects import (
     Digest,
     KeyId,
     KeyRecord,
+    KeyStatus,
     OrgId,
     Part,
     SignedObject,
@@ -57,6 +58,10 @@ class Action(StrEnum):
 
     LOG_BEGUN = "log-begun"
     CARD_TRUSTED = "card-trusted"
+    CARD_DISTRUSTED = "card-distrusted"
+    KEYS_CHANGED = "keys-changed"  # a newer card, of this organisation or another
+    NETWORK_JOINED = "network-joined"
+    MEMBER_DECIDED = "member-decided"  # by the founders; taken here
     DATA_ADDED = "data-added"
     DATA_REFRESHED = "data-refreshed"
     DATA_REMOVED = "data-removed"
@@ -238,8 +243,8 @@ def _digest(*words: str) -> str:
 
 
 def log_origin(card: Card) -> str:
-    """The name of an organisation's log; a new home, with a new admin key, has another log."""
-    return f"lianmo/{card.org}/{card.admin.key_id[:16]}"
+    """The name of an organisation's log: of its home's first admin key, whatever replaces that."""
+    return f"lianmo/{card.org}/{card.first_admin.key_id[:16]}"
 
 
 def first_hash(origin: str) -> str:
@@ -428,8 +433,12 @@ def verify_receipt(receipt: Receipt, trust: TrustStore) -> VerifiedReceipt:
     record = next(key for key in card.keys if key.key_id == receipt.key_id)
     point = proof.signed.checkpoint
     return VerifiedReceipt(
-        entry, card.org, receipt.origin, point.size, point.root.hex(), record.since is not None
+        entry, card.org, receipt.origin, point.size, point.root.hex(), _is_doubtful(record)
     )
+
+
+def _is_doubtful(record: KeyRecord) -> bool:
+    return record.status in (KeyStatus.HOLD, KeyStatus.REVOKED)
 
 
 def require_one_history(receipts: Sequence[VerifiedReceipt]) -> None:

@@ -174,10 +174,15 @@ class OrgKind(StrEnum):
 
 
 class KeyStatus(StrEnum):
-    """Whether a key may be used; a hold can be lifted, a revocation cannot."""
+    """Whether a key may be used; a hold can be lifted, a revocation cannot.
+
+    What a retired key signed while it was active still holds; a revoked key's signatures do not,
+    unless a log shows that they are older.
+    """
 
     ACTIVE = "active"
     HOLD = "hold"
+    RETIRED = "retired"  # a newer key took its place
     REVOKED = "revoked"
 
 
@@ -195,7 +200,7 @@ class KeyRecord(Part):
     not_before: Time
     not_after: Time
     status: KeyStatus = KeyStatus.ACTIVE
-    since: Time | None = None  # of hold or revocation
+    since: Time | None = None  # of a status that is not active
     reason: Text = ""
     # Of a key that a person keeps apart: its own signature on what it is for, once and for all
     # cards (federation/possession.py). Without one the key signs every card that it stands in.
@@ -209,7 +214,7 @@ class KeyRecord(Part):
         if not timedelta(0) < life <= KEY_LIFE_MAX:
             raise ValueError(f"a key lives at most {KEY_LIFE_MAX.days} days")
         if (self.status is KeyStatus.ACTIVE) != (self.since is None):
-            raise ValueError("a hold or revocation, and only these, has a time")
+            raise ValueError("the end of a key's activity, and only that, has a time")
         return self
 
 
@@ -240,8 +245,9 @@ class Card(SignedObject):
     def _consistent(self) -> Self:
         if len({key.key_id for key in self.keys}) != len(self.keys):
             raise ValueError("each key stands once in a card, with one usage")
-        if sum(key.usage is Usage.ADMIN for key in self.keys) != 1:
-            raise ValueError("a card has exactly one admin key")
+        admins = [key.status for key in self.keys if key.usage is Usage.ADMIN]
+        if admins.count(KeyStatus.ACTIVE) != 1 or KeyStatus.HOLD in admins:
+            raise ValueError("a card has exactly one admin key that is not replaced")
         if not self.of_usage(Usage.TLS):
             raise ValueError("a card has an active tls key")
         return self
@@ -255,7 +261,13 @@ class Card(SignedObject):
     @property
     def admin(self) -> KeyRecord:
         """The key that certifies all others."""
-        return next(key for key in self.keys if key.usage is Usage.ADMIN)
+        return self.of_usage(Usage.ADMIN)[0]
+
+    @property
+    def first_admin(self) -> KeyRecord:
+        """The admin key of the first card: what never changes about an organisation's home."""
+        admins = [key for key in self.keys if key.usage is Usage.ADMIN]
+        return min(admins, key=lambda key: (key.not_before, key.key_id))
 
     def fingerprint(self) -> str:
         """What two officers read to each other: SHA-256 of the admin key, in groups of four."""

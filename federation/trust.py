@@ -1,8 +1,8 @@
 """Whose signature this is: the organisations that this node trusts, with their keys.
 
 Nothing that a coordinator says enters here: cards come from officers who compared fingerprints,
-and newer cards of the same organisation only under the same admin key. A signature counts if its
-key stands in a card here, belongs to the expected organisation, has exactly the expected usage,
+and newer cards of the same organisation only under the same admin key, or one that replaced it
+rightly. A signature counts if its key stands in a card here, belongs to the expected organisation, has exactly the expected usage,
 was valid when the object was made and is valid now, and is neither on hold nor revoked.
 """
 
@@ -69,15 +69,19 @@ class TrustStore:
 
     # --- cards ------------------------------------------------------------------------------------
 
-    def with_card(self, envelope: Envelope) -> TrustStore:
+    def with_card(
+        self, envelope: Envelope, *, compared: str | None = None, decided: str | None = None
+    ) -> TrustStore:
         """The store with one more card, or with a newer one of an organisation it knows.
 
+        compared: id of a new admin key whose fingerprint a person compared. decided: of one that
+        the founders decided on; then the old admin key must have signed the card as well.
         Raises IntegrityError if the card does not verify, Conflict if it contradicts another.
         Whether a first card is really that organisation's is for the caller to ask a person.
         """
         grown = TrustStore()
         grown._known, grown._keys = dict(self._known), dict(self._keys)
-        grown._admit(envelope)
+        grown._admit(envelope, compared, decided)
         return grown
 
     def __contains__(self, org: object) -> bool:
@@ -203,11 +207,16 @@ class TrustStore:
             raise IntegrityError("signed with a key that no trusted card has", todo=todo)
         return self._keys[signature.keyid]
 
-    def _admit(self, envelope: Envelope) -> None:
+    def _admit(
+        self, envelope: Envelope, compared: str | None = None, decided: str | None = None
+    ) -> None:
         card, leaf = verify_card(envelope)
         if old := self._known.get(card.org):
             if old.card == card:
                 return
+            if card.admin.key_id != compared:
+                signed = {signature.keyid for signature in envelope.signatures}
+                _require_admin(old.card, card, decided, signed)
             _require_successor(old.card, card)
         for key in card.keys:
             owner = self._keys[key.key_id][0].org if key.key_id in self._keys else card.org
@@ -244,19 +253,19 @@ def verify_card(envelope: Envelope) -> tuple[Card, bytes]:
         record = by_id.get(signature.keyid)
         if record is None or record.key_id in signed:
             raise IntegrityError("the card has a signature that is not its own", party=card.org)
-        if record.status is not KeyStatus.ACTIVE or not _is_in_force(record, made):
+        # The admin key that this very card replaces vouches for the one in its place.
+        is_leaving = record.usage is Usage.ADMIN and record.since == card.created
+        is_good = record.status is KeyStatus.ACTIVE or is_leaving
+        if not is_good or not _is_in_force(record, made):
             raise IntegrityError("the card is signed with a key not in force", party=card.org)
         _require_signature(suite, record, signature, envelope, card.org)
         signed.add(record.key_id)
     required = {
         key.key_id
         for key in card.keys
-        if key.usage is Usage.ADMIN
-        or (
-            key.status is KeyStatus.ACTIVE
-            and key.alg == suite.algorithm(Usage.ADMIN)
-            and not is_proven(suite, card.org, key)
-        )
+        if key.status is KeyStatus.ACTIVE
+        and key.alg == suite.algorithm(Usage.ADMIN)
+        and (key.usage is Usage.ADMIN or not is_proven(suite, card.org, key))
     }
     if not required <= signed:
         what = "the card is not signed by its admin key and each of its signing keys"
@@ -289,12 +298,19 @@ def _require_certificates(card: Card) -> None:
             raise IntegrityError("the node key is not the card's node key", party=card.org)
 
 
+def _require_admin(old: Card, new: Card, decided: str | None, signed: set[str]) -> None:
+    """The same admin key, or one that it signed for and that the founders decided on."""
+    if new.admin.key_id == old.admin.key_id:
+        return
+    if new.admin.key_id == decided and old.admin.key_id in signed:
+        return
+    what = "the card has another admin key than the one this node trusts"
+    todo = "somebody may pretend to be them: compare the new fingerprint over another channel"
+    raise Conflict(what, party=new.org, todo=todo)
+
+
 def _require_successor(old: Card, new: Card) -> None:
-    """A newer card continues the older one: same admin key, nothing forgotten, nothing revived."""
-    if new.admin.key_id != old.admin.key_id:
-        what = "the card has another admin key than the one this node trusts"
-        todo = "somebody may pretend to be them: ask them over another channel"
-        raise Conflict(what, party=new.org, todo=todo)
+    """A newer card continues the older one: nothing is forgotten and nothing revived."""
     if new.serial <= old.serial:
         raise Conflict("this node has a card as new or newer", party=new.org)
     if new.uscc != old.uscc or new.org_kind != old.org_kind:
@@ -306,8 +322,16 @@ def _require_successor(old: Card, new: Card) -> None:
         fixed = {"usage", "alg", "spki", "not_before", "not_after"}
         if kept is None or kept.model_dump(include=fixed) != key.model_dump(include=fixed):
             raise Conflict("the newer card leaves out or changes a key", party=new.org)
-        if key.status is KeyStatus.REVOKED and kept.status is not KeyStatus.REVOKED:
-            raise Conflict("the newer card revives a revoked key", party=new.org)
+        if kept.status not in _AFTER[key.status]:
+            raise Conflict(f"the newer card revives a {key.status} key", party=new.org)
+
+
+_AFTER = {
+    KeyStatus.ACTIVE: frozenset(KeyStatus),
+    KeyStatus.HOLD: frozenset(KeyStatus),
+    KeyStatus.RETIRED: frozenset({KeyStatus.RETIRED, KeyStatus.REVOKED}),
+    KeyStatus.REVOKED: frozenset({KeyStatus.REVOKED}),
+}
 
 
 def _require_usage(card: Card, record: KeyRecord, usage: Usage) -> None:
@@ -318,7 +342,11 @@ def _require_usage(card: Card, record: KeyRecord, usage: Usage) -> None:
 
 def _require_in_force(card: Card, record: KeyRecord, made: datetime, now: datetime) -> None:
     usage = record.usage
-    if record.since is not None and now >= utc_time(record.since):
+    # of a retired key: when it signed; of the others its word on that counts for nothing
+    moment = made if record.status is KeyStatus.RETIRED else now
+    if record.since is not None and moment >= utc_time(record.since):
+        if record.status is KeyStatus.RETIRED:
+            raise Refused(f"the {usage} key of the signature was replaced", party=card.org)
         state = "on hold" if record.status is KeyStatus.HOLD else "revoked"
         raise Refused(f"the {usage} key of the signature is {state}", party=card.org)
     # made: one clock, the signer's; now: another clock than that of `not_before`
