@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from clients.audit import AuditLog
 from clients.coordinator_client import CoordinatorClient
 from clients.home import Home
-from clients.store import Datasets, Exposure, Jobs, Registries, Store
+from clients.store import Datasets, Exposure, Jobs, Registries, Store, StoredJob
 from federation.api import Event, JobDetail
 from federation.audit import Action, Receipt, verify_receipt
 from federation.catalogue import CATALOGUE_USAGE, Dataset
@@ -195,9 +195,20 @@ def last_approved(
         if known.decision == Decision.APPROVE.value and known.manifest != besides:
             # kept by this home after it was verified
             manifest = Envelope.from_json(known.envelope).unverified(JobManifest)
-            if manifest.bank == bank and task in (None, manifest.task):
+            if manifest.bank == bank and task in (None, manifest.task) and _by_enough(known):
                 return manifest
     return None
+
+
+def _by_enough(known: StoredJob) -> bool:
+    """Whether as many persons of this organisation approved as the manifest asks for."""
+    manifest = Envelope.from_json(known.envelope).unverified(JobManifest)
+    keys: dict[str, set[str]] = {}
+    for data in known.approvals:
+        word = Envelope.from_json(data)
+        if (said := word.unverified(Approval)).decision is Decision.APPROVE:  # this home's own
+            keys.setdefault(said.org, set()).update(item.keyid for item in word.signatures)
+    return all(len(own) >= manifest.party(org).persons for org, own in keys.items())
 
 
 def _keep(store: Store, envelope: Envelope, manifest: JobManifest, now: datetime) -> None:
@@ -419,14 +430,15 @@ class DisclosureLine(BaseModel):
     to: str
     what: What
     declared: int
-    happened: int | None  # None: no party's record tells of it
+    happened: int | None  # in the last attempt; None: no party's record tells of it
+    in_all: int  # over all attempts
     bits: int
     per_enterprise: bool
     told_by: tuple[str, ...]
 
 
 class Disclosures(BaseModel):
-    """Who really learned what in the last attempt of a job, from all parties' signed records."""
+    """Who really learned what in a job, from all parties' signed records of its attempts."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -445,6 +457,7 @@ def disclosures(home: Home, client: CoordinatorClient, job: str, now: datetime) 
     manifest, trust = manifest_of(home, detail, now), home.trust()
     digest = manifest.digest()
     told: dict[tuple[str, str, What], dict[str, DeclaredDisclosure]] = {}
+    earlier: dict[tuple[int, str, str, What], int] = {}
     seen, problems, is_whole = set(), [], True
     receipts = {item.org: item for item in detail.receipts}  # of several, the last attempt's
     status: dict[str, str] = {}
@@ -460,6 +473,10 @@ def disclosures(home: Home, client: CoordinatorClient, job: str, now: datetime) 
             is_whole &= record.outcome == "succeeded"  # else one may know of more than the other
             for item in record.disclosures:
                 told.setdefault((item.source, item.to, item.what), {})[record.org] = item
+        else:
+            for item in record.disclosures:
+                key = record.attempt, item.source, item.to, item.what
+                earlier[key] = max(earlier.get(key, 0), item.count)
     lines = []
     for said in manifest.disclosures:
         words = told.pop((said.source, said.to, said.what), {})
@@ -476,6 +493,7 @@ def disclosures(home: Home, client: CoordinatorClient, job: str, now: datetime) 
                 what=said.what,
                 declared=said.count,
                 happened=max(counts, default=None),
+                in_all=max(counts, default=0) + sum(_of_line(earlier, said)),
                 bits=said.bits,
                 per_enterprise=said.per_enterprise,
                 told_by=tuple(sorted(words)),
@@ -492,6 +510,15 @@ def disclosures(home: Home, client: CoordinatorClient, job: str, now: datetime) 
         missing=tuple(org for org in parties if org not in seen),
         problems=tuple(problems),
     )
+
+
+def _of_line(
+    earlier: dict[tuple[int, str, str, What], int], said: DeclaredDisclosure
+) -> Iterator[int]:
+    """What the attempts before the last one disclosed of one declared line."""
+    for (_, source, to, what), count in earlier.items():
+        if (source, to, what) == (said.source, said.to, said.what):
+            yield count
 
 
 def _receipt_of(record: RunRecord, receipt: Receipt | None, trust: TrustStore) -> str:

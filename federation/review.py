@@ -5,12 +5,20 @@ Pure: the same review is printed by the command line, shown by a console and hel
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from federation import differences, narrowing
 from federation.catalogue import Dataset, Level
-from federation.objects import CoverKind, DeclaredDisclosure, JobManifest, Role
+from federation.objects import (
+    Approval,
+    CoverKind,
+    DeclaredDisclosure,
+    JobManifest,
+    JobParty,
+    Role,
+)
+from federation.persons import persons_for
 
 EXPOSURE_WARNS = 0.02  # PROTOCOLS.md section 3, Exposure
 EXPOSURE_REFUSES = 0.05
@@ -26,6 +34,26 @@ class ReviewedField:
     type: str
     level: str
     trade_secret: bool
+    title: str = ""  # what its owner calls it, with its unit
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedBefore:
+    """The manifest that this one is to take the place of, and the words that ended it."""
+
+    manifest: JobManifest
+    words: tuple[Approval, ...]  # refusals that verified
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An owner's refusal of the previous manifest, and whether this one does what it asked for."""
+
+    org: str
+    code: str
+    words: str
+    asked: tuple[str, ...]  # the counter-proposal; nothing, if there was none
+    unmet: tuple[str, ...]  # of what was asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +69,19 @@ class Review:
     registry: str
     cover: str
     row_keys: str
+    runs: int  # at most; each may disclose all of it again
     parties: tuple[tuple[str, str, str], ...]  # org, role, dataset
+    titles: tuple[tuple[str, str, str], ...]  # org, dataset, what its owner calls it
+    approvals: tuple[tuple[str, int, tuple[str, ...]], ...]  # org, persons needed, who did so far
     fields: tuple[ReviewedField, ...]
     parameters: tuple[tuple[str, str], ...]
     disclosures: tuple[DeclaredDisclosure, ...]  # those of or to the reader first
     exposure: tuple[tuple[str, float, float], ...]  # department, of this job, with earlier ones
     warnings: tuple[str, ...]
     changes: tuple[str, ...]  # against the last approved manifest of this bank and task
+    has_previous: bool  # whether there is such a manifest
+    refused: tuple[Answered, ...] = ()  # refusals of the manifest that this one takes the place of
+    changes_since_refused: tuple[str, ...] = ()
 
 
 def review(
@@ -57,8 +91,13 @@ def review(
     me: str,
     tokens_before: int = 0,
     previous: JobManifest | None = None,
+    refused: RefusedBefore | None = None,
+    approved_by: Mapping[str, Sequence[str]] | None = None,
 ) -> Review:
-    """The review for `me`; `tokens_before`: queries of this bank on my dataset so far."""
+    """The review for `me`; `tokens_before`: queries of this bank on my dataset so far.
+
+    approved_by: organisation to the persons of it whose approvals verified.
+    """
     exposure = []
     for org in manifest.departments:
         tokens = manifest.limits.tokens + manifest.limits.tokens_between * (
@@ -80,14 +119,62 @@ def review(
         f"{manifest.registry.rows:,} enterprises",
         cover=_cover(manifest),
         row_keys=_row_keys(manifest),
+        runs=manifest.limits.attempts,
         parties=tuple((p.org, p.role.value, p.dataset or "") for p in manifest.parties),
+        titles=tuple(
+            (p.org, p.dataset, entry.title)
+            for p in manifest.parties
+            if p.dataset and (entry := _entry(p, catalogue)) is not None
+        ),
+        approvals=tuple(
+            (org, manifest.party(org).persons, tuple((approved_by or {}).get(org, ())))
+            for org in manifest.approvers()
+        ),
         fields=fields,
-        parameters=tuple(_flat(manifest.model_dump(mode="json"))),
+        parameters=tuple(differences.leaves(manifest).items()),
         disclosures=tuple(mine),
         exposure=tuple(exposure),
-        warnings=tuple(_warnings(manifest, fields, {o: e for o, _, e in exposure}, me)),
-        changes=tuple(_changes(previous, manifest)) if previous else (),
+        warnings=(
+            *_warnings(manifest, fields, {o: e for o, _, e in exposure}, me),
+            *_too_few_persons(manifest, catalogue),
+        ),
+        changes=differences.between(previous, manifest) if previous else (),
+        has_previous=previous is not None,
+        refused=_answered(refused, manifest) if refused else (),
+        changes_since_refused=differences.between(refused.manifest, manifest) if refused else (),
     )
+
+
+def _entry(party: JobParty, catalogue: Mapping[tuple[str, str], Dataset]) -> Dataset | None:
+    """The entry that the manifest names: an older or newer one may call a field harmless."""
+    entry = catalogue.get((party.org, party.dataset or ""))
+    return entry if entry is not None and entry.digest() == party.catalogue_digest else None
+
+
+def _answered(refused: RefusedBefore, manifest: JobManifest) -> tuple[Answered, ...]:
+    return tuple(
+        Answered(
+            org=word.org,
+            code=word.code.value if word.code else "",
+            words=word.words,
+            asked=narrowing.words(word.narrowing) if word.narrowing else (),
+            unmet=tuple(narrowing.unmet(word.narrowing, word.org, refused.manifest, manifest))
+            if word.narrowing
+            else (),
+        )
+        for word in refused.words
+    )
+
+
+def _too_few_persons(
+    manifest: JobManifest, catalogue: Mapping[tuple[str, str], Dataset]
+) -> list[str]:
+    found = []
+    for party in manifest.parties:
+        entry = _entry(party, catalogue)
+        if entry is not None and party.persons < persons_for(entry, party.fields, party.role):
+            found.append(f"{party.org} needs two persons, the manifest asks for one: it is refused")
+    return found
 
 
 def _fields(
@@ -97,9 +184,7 @@ def _fields(
     for party in manifest.parties:
         if party.dataset is None:
             continue
-        entry = catalogue.get((party.org, party.dataset))
-        if entry is not None and entry.digest() != party.catalogue_digest:
-            entry = None  # an older or newer one than the manifest's may call a field harmless
+        entry = _entry(party, catalogue)
         known = {field.name: field for field in entry.fields} if entry else {}
         for name in party.fields:
             field = known.get(name)
@@ -111,6 +196,9 @@ def _fields(
                     field.type.value if field else "unknown",
                     field.level.value if field else "unknown",
                     field.trade_secret if field else True,
+                    " ".join(filter(None, (field.description, field.unit and f"({field.unit})")))
+                    if field
+                    else "",
                 )
             )
     return found
@@ -162,47 +250,4 @@ def _warnings(
     openings = manifest.scorecard.openings if manifest.task == "scorecard" else 0
     if len(manifest.of_role(Role.DEPARTMENT)) == 1 and openings:
         found.append("one department only: opened scores are its own, no other hides them")
-    return found
-
-
-def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:
-    """Every leaf of a nested object with its path; members of lists go by name, not by place."""
-    if isinstance(value, dict):
-        return [
-            leaf
-            for key in sorted(value)
-            for leaf in _flat(value[key], f"{path}.{key}" if path else key)
-        ]
-    if isinstance(value, list):
-        if all(isinstance(item, str) for item in value):
-            return [(f"{path}[{item}]", "yes") for item in value]
-        return [
-            leaf
-            for i, item in enumerate(value)
-            for leaf in _flat(item, f"{path}[{_name(item, i)}]")
-        ]
-    return [(path, str(value))]
-
-
-def _name(item: Any, place: int) -> str:
-    """What a member of a list is called: its organisation, or who tells whom what."""
-    if isinstance(item, dict):
-        if "org" in item:
-            return str(item["org"])
-        if {"source", "to", "what"} <= item.keys():
-            return f"{item['source']} to {item['to']}, {item['what']}"
-    return str(place)
-
-
-_PASSING = ("created", "job", "not_before", "expires", "previous")  # differ in every job
-
-
-def _changes(previous: JobManifest, manifest: JobManifest) -> list[str]:
-    before = dict(_flat(previous.model_dump(mode="json")))
-    after = dict(_flat(manifest.model_dump(mode="json")))
-    found = []
-    for path in sorted(before.keys() | after.keys()):
-        if path in _PASSING or before.get(path) == after.get(path):
-            continue
-        found.append(f"{path}: {before.get(path, 'absent')} -> {after.get(path, 'absent')}")
     return found

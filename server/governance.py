@@ -54,6 +54,7 @@ from federation.errors import (
     Refused,
     UsageError,
 )
+from federation.narrowing import require_less
 from federation.network import Standing
 from federation.objects import (
     Approval,
@@ -83,6 +84,7 @@ from server.store import (
 log = logging.getLogger(__name__)
 
 MAX_OPEN_JOBS = 200  # of one bank
+MAX_WORDS = 300  # of a refusal, in the job's status; the signed word has them all
 ENDED = frozenset({"completed", "failed", "stopped"})  # as Flower calls a run that is over
 
 
@@ -361,7 +363,9 @@ class Governance:
         log.info("decision", extra={"job": row.job, "org": word.org, "decision": word.decision})
         if word.decision is Decision.REFUSE:
             code = f" ({word.code})" if word.code else ""
-            self._end(session, row, JobStatus.REFUSED, f"{word.org} refused{code}", word.org)
+            words = f": {word.words[:MAX_WORDS]}" if word.words else ""
+            text = f"{word.org} refused{code}{words}"
+            self._end(session, row, JobStatus.REFUSED, text, word.org)
         elif word.decision is Decision.WITHDRAW:
             text = f"{word.org} withdrew its approval"
             self._end(session, row, JobStatus.WITHDRAWN, text, word.org)
@@ -773,6 +777,8 @@ class Governance:
             raise IntegrityError("the decision is of another organisation or job", party=org)
         if org not in _manifest(row).approvers():
             raise Refused("this organisation is not asked to approve the job", party=org)
+        if word.narrowing is not None:
+            require_less(word.narrowing, _manifest(row), org)
         if now >= utc_time(word.valid_until):
             raise UsageError("the decision has expired", party=org, todo="decide again")
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clients.cli.approver import KeyFile, PassphraseFile, approval_key
 from clients.cli.common import JsonFlag, console, emit, is_terminal, open_home, say, table
+from clients.cli.review_text import review_text
 
 if TYPE_CHECKING:
     from clients.coordinator_client import CoordinatorClient
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from clients.jobs import Disclosures
     from clients.store import Store
     from federation.api import Event, JobDetail
+    from federation.errors import RefusalCode
     from federation.review import Review
 
 app = typer.Typer(no_args_is_help=True)
@@ -29,6 +32,16 @@ Manifest = Annotated[
         "--manifest",
         metavar="DIGEST",
         help="The digest that the review showed (12 digits or more): sign that one or nothing.",
+    ),
+]
+
+
+Words = Annotated[str, typer.Option(help="The reason in words, for the bank.")]
+Code = Annotated[
+    str,
+    typer.Option(
+        help="SPEC_INVALID, FIELD_LEVEL, PURPOSE_NOT_ALLOWED, INSUFFICIENT_BUDGET, "
+        "UNFULFILLABLE, CONSENT_INVALID or DECLINED."
     ),
 ]
 
@@ -108,10 +121,13 @@ def list_(as_json: JsonFlag = False) -> None:
 
 @app.command()
 def status(job: JobName, as_json: JsonFlag = False) -> None:
-    """Show where a job is and whose approval is missing."""
-    with _client(open_home()) as client:
+    """Show where a job is, whose approval is missing, and why it was refused."""
+    home = open_home()
+    with _client(home) as client:
         detail = client.job(job)
-    emit(_summary(detail), as_json, lambda: _line(detail))
+    told = _refusals(home, detail)
+    emit(_summary(detail) | {"refusals": told}, as_json, lambda: _line(detail))
+    _say_refusals(home, detail, told)
 
 
 @app.command()
@@ -122,7 +138,7 @@ def review(job: JobName, as_json: JsonFlag = False) -> None:
     home, store = _home_and_store()
     with _client(home) as client:
         found = jobs.review_job(home, store, client, job, _now())
-    emit(_plain(found), as_json, lambda: _review_text(found))
+    emit(_plain(found), as_json, lambda: review_text(found))
 
 
 @app.command()
@@ -130,35 +146,109 @@ def approve(
     job: JobName,
     manifest: Manifest = None,
     days: Annotated[int, typer.Option(help="How long the approval holds.")] = 30,
+    key: KeyFile = None,
+    passphrase_file: PassphraseFile = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Approve exactly the manifest that you reviewed."""
-    _decide(job, "approve", manifest=manifest, days=days, as_json=as_json)
+    """Approve exactly the manifest that you reviewed; of data from level L3 up two persons do."""
+    signer = (key, passphrase_file)
+    _decide(job, "approve", manifest=manifest, days=days, signer=signer, as_json=as_json)
 
 
 @app.command()
 def refuse(
     job: JobName,
-    code: Annotated[
-        str,
-        typer.Option(
-            help="SPEC_INVALID, FIELD_LEVEL, PURPOSE_NOT_ALLOWED, INSUFFICIENT_BUDGET, "
-            "UNFULFILLABLE, CONSENT_INVALID or DECLINED."
-        ),
-    ],
-    words: Annotated[str, typer.Option(help="The reason in words, for the bank.")] = "",
+    code: Code,
+    words: Words = "",
     manifest: Manifest = None,
+    key: KeyFile = None,
+    passphrase_file: PassphraseFile = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Refuse a job, with a reason; this is final for its manifest."""
-    from federation.errors import RefusalCode, UsageError
+    said = {"code": _reason(code), "words": words, "manifest": manifest}
+    _decide(job, "refuse", signer=(key, passphrase_file), as_json=as_json, **said)
+
+
+@app.command()
+def narrow(
+    job: JobName,
+    drop_field: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD", help="A field of yours to leave out; repeatable."),
+    ] = None,
+    openings: Annotated[int | None, typer.Option(help="Openings at most, of a scorecard.")] = None,
+    evaluation: Annotated[
+        bool, typer.Option(help="--no-evaluation: no score of each customer at the end.")
+    ] = True,
+    trees: Annotated[int | None, typer.Option(help="Trees at most that ask departments.")] = None,
+    attempts: Annotated[int | None, typer.Option(help="Runs of the job at most.")] = None,
+    expires: Annotated[
+        str | None, typer.Option(metavar="DATE", help="The day or time at which it ends.")
+    ] = None,
+    code: Code = "SPEC_INVALID",
+    words: Words = "",
+    manifest: Manifest = None,
+    key: KeyFile = None,
+    passphrase_file: PassphraseFile = None,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="As the bank: propose it so, under a new name.")
+    ] = False,
+    name: Annotated[
+        str | None, typer.Option("--as", metavar="JOB", help="With --accept: the new name.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Refuse a job and say what you would approve instead; or, as its bank, propose just that."""
+    from federation.errors import UsageError
+
+    less = _narrowing(drop_field, openings, evaluation, trees, attempts, expires)
+    if accept:
+        if any(less.values()) or words or manifest or key:
+            todo = "the bank gives --accept and, if it likes, --as; an owner all the rest"
+            raise UsageError("--accept takes what the owners asked for", todo=todo)
+        return _accept(job, name, as_json)
+    from pydantic import ValidationError
+
+    from clients.home import explain
+    from federation.objects import Narrowing
 
     try:
-        reason = RefusalCode(code.upper())
-    except ValueError:
-        known = ", ".join(item.value for item in RefusalCode)
-        raise UsageError(f"no such reason: {code}", todo=f"take one of {known}") from None
-    _decide(job, "refuse", manifest=manifest, code=reason, words=words, as_json=as_json)
+        asked = Narrowing.model_validate(less)
+    except ValidationError as error:
+        raise UsageError(explain(error), todo="see `lianmo job narrow --help`") from None
+    said = {"code": _reason(code), "words": words, "narrowing": asked, "manifest": manifest}
+    _decide(job, "refuse", signer=(key, passphrase_file), as_json=as_json, **said)
+
+
+def _narrowing(
+    drop_field: list[str] | None,
+    openings: int | None,
+    evaluation: bool,
+    trees: int | None,
+    attempts: int | None,
+    expires: str | None,
+) -> dict[str, Any]:
+    end = f"{expires}T00:00:00Z" if expires and len(expires) == len("2026-01-31") else expires
+    return {
+        "drop_fields": tuple(drop_field or ()),
+        "openings": openings,
+        "evaluation": None if evaluation else False,
+        "trees": trees,
+        "attempts": attempts,
+        "expires": end,
+    }
+
+
+def _accept(job: str, name: str | None, as_json: bool) -> None:
+    from clients import jobs
+
+    home, store = _home_and_store()
+    new_name = name or jobs.next_name(job)
+    with _client(home) as client:
+        detail = jobs.narrower(home, store, client, job, new_name, _now())
+    emit(_summary(detail), as_json, lambda: _line(detail))
+    say(f"waiting for {', '.join(detail.missing)}; they see the difference in `lianmo job review`")
 
 
 @app.command()
@@ -166,18 +256,23 @@ def withdraw(
     job: JobName,
     words: Annotated[str, typer.Option(help="Why, for the others.")] = "",
     manifest: Manifest = None,
+    key: KeyFile = None,
+    passphrase_file: PassphraseFile = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Take an approval back: the job does not start, or stops at its next step."""
-    _decide(job, "withdraw", manifest=manifest, words=words, as_json=as_json)
+    signer = (key, passphrase_file)
+    _decide(job, "withdraw", manifest=manifest, words=words, signer=signer, as_json=as_json)
 
 
 @app.command()
 def watch(job: JobName, as_json: JsonFlag = False) -> None:
     """Follow a job until it has ended; the exit code says how."""
-    with _client(open_home()) as client:
+    home = open_home()
+    with _client(home) as client:
         last = _watch_bars(client, job) if is_terminal() else _watch_lines(client, job)
     emit(_summary(last), as_json, lambda: _line(last))
+    _say_refusals(home, last, _refusals(home, last))
     raise typer.Exit(_exit_code(last))
 
 
@@ -248,7 +343,53 @@ def _home_and_store() -> tuple[Home, Store]:
     return home, Store.open(home.database_url)
 
 
-def _decide(job: str, decision: str, *, as_json: bool, **options: Any) -> None:
+def _reason(code: str) -> RefusalCode:
+    from federation.errors import RefusalCode, UsageError
+
+    try:
+        return RefusalCode(code.upper())
+    except ValueError:
+        known = ", ".join(item.value for item in RefusalCode)
+        raise UsageError(f"no such reason: {code}", todo=f"take one of {known}") from None
+
+
+def _refusals(home: Home, detail: JobDetail) -> list[dict[str, Any]]:
+    """Who refused, why, and what that owner would approve."""
+    from clients import jobs
+    from federation import narrowing
+
+    return [
+        {
+            "org": word.org,
+            "code": word.code.value if word.code else "",
+            "words": word.words,
+            "asked": list(narrowing.words(word.narrowing)) if word.narrowing else [],
+        }
+        for word in jobs.refusals(home, detail, _now())
+    ]
+
+
+def _say_refusals(home: Home, detail: JobDetail, told: list[dict[str, Any]]) -> None:
+    for item in told:
+        reason = f": {item['words']}" if item["words"] else ""
+        say(f"{item['org']} refused, {item['code']}{reason}")
+        if item["asked"]:
+            say(f"{item['org']} would approve it {'; '.join(item['asked'])}")
+    if told and detail.bank == home.org:
+        if any(item["asked"] for item in told):
+            say(f"next: `lianmo job narrow {detail.job} --accept` proposes just that")
+        else:
+            say("next: change the draft and `lianmo job submit` it under a new name")
+
+
+def _decide(
+    job: str,
+    decision: str,
+    *,
+    as_json: bool,
+    signer: tuple[Path | None, Path | None],
+    **options: Any,
+) -> None:
     from clients import jobs
     from federation.errors import Refused, UsageError
     from federation.objects import Decision
@@ -260,7 +401,7 @@ def _decide(job: str, decision: str, *, as_json: bool, **options: Any) -> None:
                 todo = "read `lianmo job review` and give its digest with --manifest"
                 raise UsageError("nobody here to confirm what is signed", todo=todo)
             found = jobs.review_job(home, store, client, job, _now())
-            say(_review_text(found))
+            say(review_text(found))
             if not typer.confirm(f"{decision} exactly this manifest?", err=True):
                 raise Refused("nothing was signed", party=home.org)
             options["manifest"] = found.manifest
@@ -268,9 +409,13 @@ def _decide(job: str, decision: str, *, as_json: bool, **options: Any) -> None:
             for text in jobs.review_job(home, store, client, job, _now()).warnings:
                 say(f"warning: {text}")
         options["manifest_digest"] = options.pop("manifest")
+        options["key"] = approval_key(home, *signer)
         approval = jobs.decide(home, store, client, job, Decision(decision), _now(), **options)
         detail = client.job(job)
     emit({**_summary(detail), "approval": approval.digest()}, as_json, lambda: _line(detail))
+    if decision == "approve" and home.org in detail.missing:
+        say(f"one more person of {home.org} has to approve: fields of level L3 and above")
+        say(f"with a key of its own: `lianmo job approve {job} --key FILE`")
 
 
 def _summary(detail: JobDetail) -> dict[str, Any]:
@@ -309,58 +454,9 @@ def _exit_code(detail: JobDetail) -> int:
 def _plain(found: Review) -> dict[str, Any]:
     data = {item.name: getattr(found, item.name) for item in dataclasses.fields(found)}
     data["fields"] = [dataclasses.asdict(field) for field in found.fields]
+    data["refused"] = [dataclasses.asdict(item) for item in found.refused]
     data["parameters"] = dict(found.parameters)
     return data
-
-
-def _review_text(found: Review) -> str:
-    """The review on a terminal: who, what, how far, who learns what, and what is new."""
-    parts = [
-        f"{found.job}, proposed by {found.bank} for {found.purpose}",
-        f"  manifest   {found.manifest}",
-        f"  valid      {found.not_before} to {found.expires}",
-        f"  registry   {found.registry}",
-        f"  rows       {found.cover}",
-        f"  row keys   {found.row_keys}",
-        "",
-        "what is read",
-        table(
-            ["org", "dataset", "field", "type", "level", "trade secret"],
-            [
-                [f.org, f.dataset, f.name, f.type, f.level, "yes" if f.trade_secret else "no"]
-                for f in found.fields
-            ],
-        ),
-        "",
-        "who learns what, at most",
-        table(
-            ["from", "to", "what", "values", "bits each", "of one enterprise"],
-            [
-                [
-                    d.source,
-                    d.to,
-                    d.what.value.replace("_", " "),
-                    f"{d.count:,}",
-                    str(d.bits),
-                    "yes" if d.per_enterprise else "no",
-                ]
-                for d in found.disclosures
-            ],
-        ),
-        "",
-        "exposure (queries a customer; warned above 0.02, refused above 0.05)",
-        table(
-            ["department", "this job", "with earlier ones"],
-            [[org, f"{now:.4f}", f"{all_:.4f}"] for org, now, all_ in found.exposure],
-        ),
-    ]
-    if found.warnings:
-        parts += ["", *(f"warning: {text}" for text in found.warnings)]
-    if found.changes:
-        parts += ["", "changed since the last approved job", *(f"  {c}" for c in found.changes)]
-    else:
-        parts += ["", "nothing approved of this bank before: there is no earlier job to compare"]
-    return "\n".join(parts)
 
 
 def _disclosures_text(found: Disclosures) -> str:
@@ -371,6 +467,7 @@ def _disclosures_text(found: Disclosures) -> str:
             d.what.value.replace("_", " "),
             f"{d.declared:,}",
             "-" if d.happened is None else f"{d.happened:,}",
+            f"{d.in_all:,}",
             str(d.bits),
             "yes" if d.per_enterprise else "no",
             ", ".join(d.told_by) or "nobody",
@@ -383,6 +480,7 @@ def _disclosures_text(found: Disclosures) -> str:
         "what",
         "declared",
         "really",
+        "all runs",
         "bits each",
         "of one enterprise",
         "told by",
