@@ -26,6 +26,7 @@ from datetime import datetime
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import delete, func, select
 
+from clients import consent
 from clients.home import Home
 from clients.store import BUSY_TIMEOUT_S, AuditRow, AuditSaltRow, CheckpointRow, Store
 from federation.audit import (
@@ -277,6 +278,12 @@ class AuditLog:
         with self._store.reading() as session:
             return {row.seq: row.subject for row in session.scalars(select(AuditSaltRow))}
 
+    def subject(self, seq: int) -> bytes | None:
+        """Whom or what one entry is about, if its salt is still here."""
+        with self._store.reading() as session:
+            row = session.get(AuditSaltRow, seq)
+        return None if row is None else row.subject
+
     def checkpoint(self) -> merkle.SignedCheckpoint:
         """The newest signed checkpoint; NotFound before the first entry."""
         with self._store.reading() as session:
@@ -287,14 +294,24 @@ class AuditLog:
 
     def receipt(self, seq: int) -> Receipt:
         """Proof of one entry under the newest checkpoint."""
-        entry = self.entry(seq)
+        return self.receipts([self.entry(seq)])[0]
+
+    def receipts(self, entries: Sequence[AuditEntry]) -> list[Receipt]:
+        """Proofs of several entries of this log, all under the newest checkpoint."""
         with self._alone():
             self._read_on()
             self._require_file(self._tree)
             signed = self.checkpoint()
             size = signed.checkpoint.size
-            proof = merkle.Receipt(seq, tuple(self._tree.inclusion_proof(seq, size)), signed)
-        return Receipt.of(self._card, self._key_id(signed), entry.payload(), proof)
+            proofs = [
+                merkle.Receipt(e.seq, tuple(self._tree.inclusion_proof(e.seq, size)), signed)
+                for e in entries
+            ]
+        key_id, card = self._key_id(signed), self._card
+        return [
+            Receipt.of(card, key_id, entry.payload(), proof)
+            for entry, proof in zip(entries, proofs, strict=True)
+        ]
 
     def require_holds(self, receipt: Receipt) -> None:
         """This log goes on from the one that a receipt of ours shows, or IntegrityError.
@@ -335,6 +352,7 @@ class AuditLog:
             problems += _wrong_salts(entries, salts)
             if rows and not problems:
                 problems += self._wrong_state(LogState.of(entries))
+                problems += consent.differences(self._store, entries)
         erased = sum(entry.subject is not None for entry in entries) - len(salts)
         root = tree.root().hex()
         return Verification(self.origin, len(rows), root, max(erased, 0), tuple(problems))

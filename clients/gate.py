@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from clients import registries
 from clients.audit import AuditLog
 from clients.home import Home
+from clients.lookup import Lookup, OneValue
 from clients.sources import OpenSnapshot
 from clients.store import Reservation, Store, StoredDataset
 from federation import fab as bundles
@@ -80,6 +81,7 @@ class Gate:
         self._home, self._store, self._now = home, store, now
         self._exposure_limit = min(exposure_limit, EXPOSURE_REFUSES)
         self._audit = AuditLog(home, store)
+        self._lookups: dict[str, Lookup] = {}
 
     def admit(
         self,
@@ -128,6 +130,36 @@ class Gate:
         platforms = {org for org in trust if trust.card(org).org_kind is OrgKind.PLATFORM}
         for org in sorted(platforms | {party.org for party in manifest.parties}):
             standing.require_active(org, now)
+
+    def one_value(
+        self, intent: int, *, dataset: str, catalogue: str, column: str, subject: str
+    ) -> OneValue:
+        """One field of one enterprise, for a question whose intent stands in the audit log.
+
+        intent: its entry, which must have been admitted and be about this very enterprise.
+        catalogue: digest of the entry that the question was judged by. Raises Refused otherwise.
+        """
+        entry = self._audit.entry(intent)
+        about = self._audit.subject(intent)
+        if (
+            entry.action is not Action.ASKED
+            or entry.outcome is not Result.ADMITTED
+            or about != subject.encode()
+        ):
+            raise Refused("there is no intent in the log to ask about this enterprise")
+        stored, words = self._store.datasets.get(dataset), self._store.entries.get(dataset)
+        if words.digest != catalogue or words.envelope is None:
+            raise Refused(f"the entry of dataset {dataset} has changed since the question")
+        open_to = self._lookups.get(dataset)
+        if open_to is None or (open_to.snapshot, open_to.catalogue) != (stored.snapshot, catalogue):
+            signed = Envelope.from_json(words.envelope)
+            said = self._home.trust().verify(
+                signed, Dataset, CATALOGUE_USAGE, self._now(), org=self._home.org
+            )
+            path = registries.data_folder(self._home) / stored.file
+            open_to = Lookup(OpenSnapshot(path, stored.snapshot), stored, said.object)
+            self._lookups[dataset] = open_to
+        return open_to.value(column, subject)
 
     def close(self, manifest: str, attempt: int) -> None:
         """The attempt is over, well or not: from now on it counts with the queries it got answered.

@@ -1,0 +1,365 @@
+"""A home's books on grants: what was given, held or met, later words on them, uses and budgets.
+
+Uses and budgets change in the transaction that enters the intent into the audit log, so the two
+never come apart; `differences` compares them, for `lianmo audit verify` and a node's start.
+
+A scope is what a budget is kept on: (subject, dataset, field, period), as an HMAC under a salt of
+that subject. With the salt's row gone nobody can tell whose budget it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from sqlalchemy import select
+
+from clients.store import (
+    ConsentEventRow,
+    ConsentRow,
+    CutsRow,
+    LeakRow,
+    NonceRow,
+    StatusListRow,
+    Store,
+    SubjectSaltRow,
+    UseRow,
+)
+from federation.audit import Action, AuditEntry, Result
+from federation.enquiry import Known
+from federation.envelope import Envelope
+from federation.errors import Conflict, IntegrityError, NotFound
+from federation.grants import (
+    BySubject,
+    Change,
+    Grant,
+    GrantEvent,
+    StatusList,
+    UseNotice,
+    VerifiedSubject,
+)
+from federation.objects import OrgKind, Usage, utc_text
+from federation.trust import TrustStore
+from federation.verification import NONCE_KEPT
+from protocols.streams import encode
+
+GIVEN, HELD, MET = "given", "held", "met"
+CUTS_KEPT = 64
+EVENT_ACTIONS = {
+    Change.PAUSE: Action.GRANT_PAUSED,
+    Change.RESUME: Action.GRANT_RESUMED,
+    Change.REVOKE: Action.GRANT_REVOKED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredGrant:
+    """A grant with what is known of it here."""
+
+    digest: str
+    part: str
+    bundle: BySubject = field(repr=False)
+    uses: int
+    last_use: str | None
+    added: str
+
+    @property
+    def grant(self) -> Grant:
+        """What was signed, verified by nobody here."""
+        return self.bundle.signed.unverified(Grant)
+
+
+class Consents:
+    """Grants, events and status lists of one home."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._status: tuple[bytes, StatusList] | None = None  # the last one read
+
+    def put(self, bundle: BySubject, part: str, now: datetime) -> str:
+        """Keep a grant; a second time is nothing. Returns its digest."""
+        grant, digest = bundle.signed.unverified(Grant), bundle.digest
+        with self._store.writing(ConsentRow) as session:
+            if session.get(ConsentRow, digest) is None:
+                row = ConsentRow(
+                    digest=digest,
+                    part=part,
+                    subject=grant.subject,
+                    bundle=bundle.to_json(),
+                    uses=0,
+                    added=utc_text(now),
+                )
+                session.add(row)
+        return digest
+
+    def get(self, digest: str) -> StoredGrant:
+        """One grant, also by the beginning of its digest; NotFound, or Conflict if several."""
+        with self._store.reading() as session:
+            query = select(ConsentRow).where(ConsentRow.digest.startswith(digest, autoescape=True))
+            rows = session.scalars(query.limit(2)).all()
+            if len(digest) < 8 or not rows:
+                todo = "`lianmo grant list` shows what there is"
+                raise NotFound("there is no such grant here", todo=todo)
+            if len(rows) > 1:
+                raise Conflict("several grants begin like this", todo="give more of the digest")
+            return _stored(rows[0])
+
+    def all(self) -> tuple[StoredGrant, ...]:
+        """All grants, the newest first."""
+        with self._store.reading() as session:
+            query = select(ConsentRow).order_by(ConsentRow.added.desc(), ConsentRow.digest)
+            return tuple(map(_stored, session.scalars(query)))
+
+    def put_event(
+        self, verified: VerifiedSubject[GrantEvent], bundle: BySubject, now: datetime
+    ) -> bool:
+        """Keep a verified event; whether it was new."""
+        with self._store.writing(ConsentEventRow) as session:
+            if session.get(ConsentEventRow, verified.digest) is not None:
+                return False
+            row = ConsentEventRow(
+                digest=verified.digest,
+                consent=verified.object.grant,
+                subject=verified.subject,
+                bundle=bundle.to_json(),
+                seen=utc_text(now),
+            )
+            session.add(row)
+            return True
+
+    def events(self, grant: str) -> list[tuple[GrantEvent, str | None]]:
+        """What was said on a grant, and by whom; verified before it was kept."""
+        with self._store.reading() as session:
+            query = select(ConsentEventRow).where(ConsentEventRow.consent == grant)
+            rows = session.scalars(query.order_by(ConsentEventRow.seen)).all()
+        return [
+            (BySubject.from_json(row.bundle).signed.unverified(GrantEvent), row.subject)
+            for row in rows
+        ]
+
+    def event_bundles(self, grant: str) -> list[BySubject]:
+        """The same as they were signed."""
+        with self._store.reading() as session:
+            query = select(ConsentEventRow.bundle).where(ConsentEventRow.consent == grant)
+            return [BySubject.from_json(data) for data in session.scalars(query)]
+
+    def put_status(self, envelope: Envelope, trust: TrustStore, now: datetime) -> StatusList:
+        """Keep a status list that is newer than the one that is here.
+
+        Raises IntegrityError if the platform has not signed it, Conflict for an older one.
+        """
+        found = trust.verify(envelope, StatusList, Usage.GRANT, now)
+        if trust.card(found.org).org_kind is not OrgKind.PLATFORM:
+            raise IntegrityError("a status list is the platform's", party=found.org)
+        with self._store.writing(StatusListRow) as session:
+            row = session.get(StatusListRow, found.org)
+            if row is not None and row.sequence > found.object.sequence:
+                raise Conflict("an older status list than the one here", party=found.org)
+            data = envelope.to_json()
+            if row is not None and row.sequence == found.object.sequence and row.envelope != data:
+                what = "two status lists of one number"
+                raise IntegrityError(what, party=found.org, todo="keep both for the auditor")
+            session.merge(
+                StatusListRow(org=found.org, sequence=found.object.sequence, envelope=data)
+            )
+        return found.object
+
+    def status(self) -> StatusList | None:
+        """The newest status list; verified before it was kept."""
+        with self._store.reading() as session:
+            data = session.scalar(select(StatusListRow.envelope).limit(1))
+        if data is None:
+            return None
+        if self._status is None or self._status[0] != data:
+            self._status = data, Envelope.from_json(data).unverified(StatusList)
+        return self._status[1]
+
+    def put_use(self, digest: str, grant: str, notice: UseNotice, now: datetime) -> bool:
+        """Keep a provider's receipt of a use; whether it was new."""
+        with self._store.writing(UseRow) as session:
+            if session.get(UseRow, digest) is not None:
+                return False
+            data = notice.model_dump_json(by_alias=True).encode()
+            row = UseRow(digest=digest, consent=grant, notice=data, added=utc_text(now))
+            session.add(row)
+            return True
+
+    def uses(self, grant: str | None = None) -> list[UseNotice]:
+        """Receipts of uses, of one grant or of all, the first kept first."""
+        with self._store.reading() as session:
+            query = select(UseRow).order_by(UseRow.added, UseRow.digest)
+            if grant is not None:
+                query = query.where(UseRow.consent == grant)
+            return [UseNotice.model_validate_json(row.notice) for row in session.scalars(query)]
+
+
+def _stored(row: ConsentRow) -> StoredGrant:
+    return StoredGrant(
+        row.digest, row.part, BySubject.from_json(row.bundle), row.uses, row.last_use, row.added
+    )
+
+
+# --- what is debited ------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Leak:
+    """The budget of one scope."""
+
+    millibits: int
+    known: Known
+
+
+class Debits:
+    """Uses, budgets and nonces of a provider; writing happens inside of `AuditLog.together`."""
+
+    tables = (ConsentRow, CutsRow, LeakRow, NonceRow, SubjectSaltRow)
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def nonce_seen(self, verifier: str, nonce: str) -> bool:
+        """Whether this verifier has used it."""
+        with self._store.reading() as session:
+            return session.get(NonceRow, (f"ask {verifier}", nonce)) is not None
+
+    def use_nonce(self, verifier: str, nonce: str, now: datetime) -> bool:
+        """Whether it was unused; from now on it is used, longer than a request can live."""
+        with self._store.writing(NonceRow) as session:
+            if session.get(NonceRow, (f"ask {verifier}", nonce)) is not None:
+                return False
+            row = NonceRow(scope=f"ask {verifier}", nonce=nonce, expires=utc_text(now + NONCE_KEPT))
+            session.add(row)
+            session.flush()
+            return True
+
+    def forget_nonces(self, now: datetime) -> None:
+        """Drop what no request can bring again."""
+        with self._store.writing(NonceRow) as session:
+            session.execute(NonceRow.__table__.delete().where(NonceRow.expires < utc_text(now)))  # type: ignore[attr-defined] # a Table, for SQLAlchemy's types a FromClause
+
+    def uses(self, grant: str) -> tuple[int, str | None]:
+        """How often a grant was used here, and when last."""
+        with self._store.reading() as session:
+            row = session.get(ConsentRow, grant)
+            return (0, None) if row is None else (row.uses, row.last_use)
+
+    def use(self, grant: str, now: datetime) -> int:
+        """Count one use; how many there are then. The grant is kept before."""
+        with self._store.writing(ConsentRow) as session:
+            row = session.get(ConsentRow, grant)
+            if row is None:
+                raise RuntimeError("a grant is kept before it is used")
+            row.uses += 1
+            row.last_use = utc_text(now)
+            session.flush()
+            return row.uses
+
+    def scope(self, subject: str, *place: str) -> str:
+        """The name of a budget; makes the subject's salt when there is none."""
+        with self._store.writing(SubjectSaltRow) as session:
+            row = session.get(SubjectSaltRow, subject)
+            if row is None:
+                row = SubjectSaltRow(subject=subject, salt=secrets.token_bytes(32))
+                session.add(row)
+                session.flush()
+            salt = row.salt
+        return _keyed(salt, "scope", *place)
+
+    def token(self, subject: str, *words: str) -> str:
+        """Stands for a text that was compared, in what is kept of it."""
+        with self._store.reading() as session:
+            row = session.get(SubjectSaltRow, subject)
+        if row is None:
+            raise RuntimeError("the subject's scope is made first")
+        return _keyed(row.salt, "text", *words)
+
+    def leak(self, scope: str, snapshot: str) -> Leak:
+        """What was told on a scope; of another snapshot nothing is implied, but all is counted."""
+        with self._store.reading() as session:
+            row = session.get(LeakRow, scope)
+            if row is None:
+                return Leak(0, Known())
+            known = Known.from_plain(row.known) if row.snapshot == snapshot else Known()
+            return Leak(row.millibits, known)
+
+    def put_leak(self, scope: str, snapshot: str, leak: Leak) -> None:
+        """Keep what is debited, or known after an answer."""
+        with self._store.writing(LeakRow) as session:
+            plain = leak.known.to_plain()
+            session.merge(
+                LeakRow(scope=scope, millibits=leak.millibits, snapshot=snapshot, known=plain)
+            )
+            session.flush()
+
+    def asked_cut(self, scope: str, cut: int) -> list[int]:
+        """Remember that a cut point was asked for; those before it and itself, each once."""
+        with self._store.writing(CutsRow) as session:
+            row = session.get(CutsRow, scope)
+            cuts = list(row.cuts) if row is not None else []
+            if cut not in cuts:
+                cuts = [*cuts, cut][-CUTS_KEPT:]
+                session.merge(CutsRow(scope=scope, cuts=cuts))
+                session.flush()
+            return cuts
+
+
+def _keyed(salt: bytes, *words: str) -> str:
+    return hmac.new(salt, encode(b"lianmo/v1/consent", *words), hashlib.sha256).hexdigest()
+
+
+# --- what follows from the log --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ConsentState:
+    """Uses, budgets and grants' last words, as the log's entries alone lead to them."""
+
+    uses: dict[str, int]
+    millibits: dict[str, int]
+    events: dict[str, set[str]]  # digests of events, by grant
+
+    @classmethod
+    def of(cls, entries: Iterable[AuditEntry]) -> ConsentState:
+        """Recompute it from the first entry on."""
+        uses: dict[str, int] = {}
+        millibits: dict[str, int] = {}
+        events: dict[str, set[str]] = {}
+        actions = set(EVENT_ACTIONS.values())
+        for entry in entries:
+            if entry.action is Action.ASKED and entry.outcome is Result.ADMITTED and entry.job:
+                if not entry.attempt:  # the further scopes of one request are one use
+                    uses[entry.job] = uses.get(entry.job, 0) + 1
+                if entry.scope is not None:
+                    millibits[entry.scope] = millibits.get(entry.scope, 0) + (entry.amount or 0)
+            elif entry.action in actions and entry.job:
+                events.setdefault(entry.job, set()).add(entry.object)
+        return cls(uses, millibits, events)
+
+
+def differences(store: Store, entries: Sequence[AuditEntry]) -> list[str]:
+    """Where the tables say something else than the log."""
+    state = ConsentState.of(entries)
+    with store.reading() as session:
+        uses = {row.digest: row.uses for row in session.scalars(select(ConsentRow)) if row.uses}
+        spent = {row.scope: row.millibits for row in session.scalars(select(LeakRow))}
+        events: dict[str, set[str]] = {}
+        for row in session.scalars(select(ConsentEventRow)):
+            events.setdefault(row.consent, set()).add(row.digest)
+    problems = []
+    for grant in sorted(uses.keys() | state.uses.keys()):
+        if (here := uses.get(grant, 0)) != (told := state.uses.get(grant, 0)):
+            said = f"{here} in the database, {told} in the log"
+            problems.append(f"uses of grant {grant[:12]}: {said}")
+    for scope in sorted(spent.keys() | state.millibits.keys()):
+        if (here := spent.get(scope, 0)) != (told := state.millibits.get(scope, 0)):
+            said = f"{here} in the database, {told} in the log"
+            problems.append(f"budget {scope[:12]} in thousandths of a bit: {said}")
+    for grant in sorted(events.keys() | state.events.keys()):
+        if events.get(grant, set()) != state.events.get(grant, set()):
+            problems.append(f"events of grant {grant[:12]} are others than in the log")
+    return problems
