@@ -8,7 +8,7 @@ declared, stops the task.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -33,6 +33,7 @@ class What(StrEnum):
     THRESHOLDS = "thresholds"  # bank to department: where a tree splits its features
     SPLIT_BITS = "split_bits"  # one bit a customer for each of these thresholds
     BANK_TOTALS = "bank_totals"  # sums over all banks of a job; no bank's own part
+    SHARED_WEIGHTS = "shared_weights"  # of a network, after each round: to who applies it
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,14 @@ class Disclosure:
 class Ledger:
     """What one party revealed and learned in one attempt, held against what was declared."""
 
-    def __init__(self, me: str, declared: Iterable[Disclosure]) -> None:
-        self.me = me
+    def __init__(
+        self,
+        me: str,
+        declared: Iterable[Disclosure],
+        keep: Callable[[Disclosure], None] = lambda entry: None,
+    ) -> None:
+        """keep: called with every entry before it counts, to be told of it after a crash."""
+        self.me, self._keep = me, keep
         self._allowed: dict[tuple[str, str, What], Disclosure] = {}
         for item in declared:
             if (key := (item.source, item.to, item.what)) in self._allowed:
@@ -69,6 +76,7 @@ class Ledger:
             said = f"{spent} values of {bits} bits, declared {allowed.count} of {allowed.bits}"
             text = f"disclosure beyond the declared: {what} from {source} to {to}, {said}"
             raise Refused(text, party=self.me)
+        self._keep(Disclosure(*key, count, allowed.bits, allowed.per_enterprise))
         self._spent[key] = spent
 
     def entries(self) -> tuple[Disclosure, ...]:

@@ -647,6 +647,11 @@ class JobManifest(SignedObject):
         return self.of_role(Role.BANK)
 
     @property
+    def platform(self) -> str:
+        """The platform, empty if it is no party."""
+        return next(iter(self.of_role(Role.PLATFORM)), "")
+
+    @property
     def departments(self) -> tuple[str, ...]:
         """The feature owners, in the manifest's order."""
         return self.of_role(Role.DEPARTMENT)

@@ -22,6 +22,7 @@ from federation.tables import CategoryColumn, Column, NumberColumn
 from federation.tasks.secure_sum import Pool
 
 LARGEST = 710.0  # log of the largest float
+PRIVATE_LARGEST = 32.0  # with a budget: log of 8e13; larger values count as this
 RESOLUTION = 2.0**-20
 DEVIATION_MIN = 1e-6
 
@@ -104,6 +105,28 @@ def scaling_over(pool: Pool, numbers: NDArray[np.float64], customers_max: int) -
     mean = total[1] / count
     variance = np.maximum(total[2] / count - mean**2, 0.0)
     return Scaling(mean, np.maximum(np.sqrt(variance), DEVIATION_MIN))
+
+
+def private_moments(numbers: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+    """What a noisy scaling is made of: (sums, how far one customer can move them, L2).
+
+    sums: customers; then known, values and squares of each number, in units of PRIVATE_LARGEST.
+    """
+    known = ~np.isnan(numbers)
+    values = np.clip(np.where(known, numbers, 0.0) / PRIVATE_LARGEST, -1.0, 1.0)
+    parts = [known.sum(axis=0), values.sum(axis=0), (values**2).sum(axis=0)]
+    sums = np.concatenate([[len(numbers)], *parts]).astype(np.float64)
+    return sums, float(np.sqrt(1 + 3 * numbers.shape[1]))
+
+
+def private_scaling(sums: NDArray[np.float64]) -> tuple[Scaling, int]:
+    """(scaling, customers) from noisy totals of `private_moments`."""
+    customers, rest = sums[0], sums[1:].reshape(3, -1)
+    count = np.maximum(rest[0], 1.0)
+    mean = np.clip(rest[1] / count, -1.0, 1.0)
+    variance = np.clip(rest[2] / count - mean**2, 1e-6, 1.0)
+    scaling = Scaling(mean * PRIVATE_LARGEST, np.sqrt(variance) * PRIVATE_LARGEST)
+    return scaling, max(round(float(customers)), 1)
 
 
 def inputs_of(numbers: NDArray[np.float64], categories: Indices, scaling: Scaling) -> Inputs:

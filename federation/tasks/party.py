@@ -11,6 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from federation.channel import Channel
 from federation.errors import IntegrityError
@@ -44,6 +48,36 @@ class Membership:
     book: RoundBook = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class RoundOrder:
+    """What the coordinator sends with a round of a job that takes its rounds from there."""
+
+    number: int  # 1, 2, ...; the last one only evaluates
+    weights: NDArray[np.float32] = field(repr=False)
+    is_last: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RoundReply:
+    """What a bank answers; only the one that collects the banks' sums has something to say."""
+
+    number: int
+    weights: NDArray[np.float32] | None = field(default=None, repr=False)
+    customers: int = 0  # that the mean is over, in steps of what the sum resolves
+    loss: float = 0.0
+    auc: float = 0.0  # over all banks' hold-out customers, of the weights that came
+
+
+class Rounds(Protocol):
+    """The rounds of a job, as its party program sees them."""
+
+    def take(self) -> RoundOrder:
+        """The next round's order; waits for it. Raises PartyLost if none comes."""
+
+    def give(self, reply: RoundReply) -> None:
+        """The answer to the order taken last."""
+
+
 @dataclass(slots=True)
 class Party:
     """One organisation in one attempt of one job."""
@@ -68,6 +102,7 @@ class Party:
     desk: Desk | None = field(default=None, repr=False)  # where the manifest names auditors
     committed: list[Committed] = field(default_factory=list)  # by all, before the run
     membership: Membership | None = field(default=None, repr=False)  # of a job of several banks
+    rounds: Rounds | None = field(default=None, repr=False)  # of a task that takes its rounds
     executor: Executor | None = field(default=None, repr=False)
     report: Callable[[Progress], None] = lambda progress: None
     check: Callable[[], None] = lambda: None  # raises when the job was stopped or withdrawn

@@ -44,8 +44,6 @@ Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 M = TypeVar("M")
 
-TOTAL_BITS = 64
-
 
 @dataclass(frozen=True, slots=True)
 class Total:
@@ -139,6 +137,11 @@ class SecurePool:
         coded = scale.encode(values, self._party.randomness, stage=what, step=self._number)
         return scale.decode(self.integers(what, coded, scale.bound))
 
+    @property
+    def honest_survivors(self) -> int:
+        """Banks whose noise is in a total for certain, whoever works with the collecting one."""
+        return self._round("noise", 1, 1).honest_survivors
+
     # --- one round --------------------------------------------------------------------------------
 
     def _total(self, what: str, values: Integers, bound: int) -> Integers:
@@ -178,7 +181,7 @@ class SecurePool:
             length=length,
             bound=bound,
             threshold=threshold,
-            bits=TOTAL_BITS,
+            bits=32 if n * bound < 1 << 31 else 64,
             corrupt=self._corrupt if self._corrupt is not None else _corrupt(n, threshold),
         )
 
