@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import queue
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from flwr.supercore.task_identity import TaskIdentity
 
 from federation.channel import Channel, in_process, run_in_process
 from federation.errors import PartyLost
@@ -28,8 +27,7 @@ from federation.objects import (
 )
 from federation.tables import BankData
 from federation.tasks import row_keys
-from federation.tasks.conductor import Conductor
-from federation.tasks.horizontal import NeuralResult, declare, first_weights, run_bank
+from federation.tasks.horizontal import NeuralResult, declare, run_bank
 from federation.tasks.local import NOBODY, local_party
 from federation.tasks.party import Membership, Party, RoundOrder, RoundReply
 from protocols.secagg import Identity
@@ -37,6 +35,19 @@ from protocols.secagg_books import MemoryRoundBook
 from protocols.streams import digest
 
 PLATFORM = "platform"
+
+
+class Conductor(Protocol):
+    """Who applies the rounds (server/conductor.py)."""
+
+    def order(self) -> RoundOrder:
+        """What every bank is sent now."""
+
+    def take(self, reply: RoundReply) -> None:
+        """The mean over all banks."""
+
+    def state(self) -> bytes:
+        """Everything that the next round needs."""
 
 
 def local_neural_manifest(
@@ -86,35 +97,26 @@ def run_neural_in_process(
     banks: Mapping[str, BankData],
     manifest: JobManifest,
     seeds: Mapping[str, bytes],
+    conductor: Conductor,
     *,
     channels: Mapping[str, Mapping[str, Channel]] | None = None,
     attempt: int = 0,
-    conductor: Conductor | None = None,
     kept: Callable[[bytes], None] = lambda state: None,
 ) -> dict[str, NeuralResult]:
     """Every bank's program in a thread of its own, the platform's rounds between them.
 
-    conductor: of an earlier attempt, to go on with. kept: called with the platform's state after
-    every round.
+    conductor: the platform's part (`server.conductor`), new or of an earlier attempt. kept: called
+    with its state after every round.
     """
-    _as_a_task()
     links = channels or in_process(list(banks))
     people = memberships(banks, seeds)
-    leader = conductor or Conductor(manifest.neural, first_weights(manifest), range(len(banks)))
-    rounds = LocalRounds(list(banks), manifest.bank, leader, kept)
+    rounds = LocalRounds(list(banks), manifest.bank, conductor, kept)
     programs = {}
     for org, data in banks.items():
         party = local_party(org, manifest, seeds, links[org], attempt=attempt)
         party.membership, party.rounds = people[org], rounds.of(org)
         programs[org] = partial(_run, party, data)
     return run_in_process(programs)
-
-
-def _as_a_task() -> None:
-    """Flower's messages name the run of their process; a ServerApp has one, a test has none."""
-    if TaskIdentity._run_id is None:
-        TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
-    logging.getLogger("flwr").setLevel(logging.WARNING)
 
 
 def _run(party: Party, data: BankData) -> NeuralResult:

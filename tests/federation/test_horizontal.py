@@ -9,15 +9,15 @@ from sklearn.metrics import roc_auc_score
 
 from federation.channel import in_process
 from federation.errors import UsageError
-from federation.objects import NeuralParameters
+from federation.objects import JobManifest, NeuralParameters
 from federation.privacy import epsilon_of, noise_for
 from federation.tables import BankData, CategoryColumn, NumberColumn
 from federation.tasks.bank_evaluation import bands_of
-from federation.tasks.conductor import Conductor
 from federation.tasks.horizontal import NeuralResult, first_weights
 from federation.tasks.local import local_seeds
 from federation.tasks.neural_local import local_neural_manifest, run_neural_in_process
 from protocols.secagg import MaskedVector
+from server.conductor import Conductor, stand_alone
 
 BANKS = ("bank-a", "bank-b", "bank-c")
 SMALL = {"rounds": 6, "hidden": (16,), "batch": 64, "learning_rate": "0.02"}
@@ -55,7 +55,13 @@ def parameters(**changed: object) -> NeuralParameters:
 def run(of: NeuralParameters, **options: object) -> dict[str, NeuralResult]:
     data = banks()
     manifest = local_neural_manifest(data, of)
-    return run_neural_in_process(data, manifest, local_seeds(list(data), 1), **options)
+    seeds = local_seeds(list(data), 1)
+    return run_neural_in_process(data, manifest, seeds, conductor_of(manifest), **options)
+
+
+def conductor_of(manifest: JobManifest) -> Conductor:
+    stand_alone()
+    return Conductor(manifest.neural, first_weights(manifest), range(3))
 
 
 def auc(result: NeuralResult, risk: NDArray[np.float64]) -> float:
@@ -95,11 +101,11 @@ def test_a_new_attempt_goes_on_from_the_last_finished_round() -> None:
     data = banks()
     manifest = local_neural_manifest(data, of)
     seeds = local_seeds(list(data), 1)
-    whole = run_neural_in_process(data, manifest, seeds, kept=states.append)
-    again = Conductor(manifest.neural, first_weights(manifest), range(3))
+    whole = run_neural_in_process(data, manifest, seeds, conductor_of(manifest), kept=states.append)
+    again = conductor_of(manifest)
     again.restore(states[2])
     assert again.number == 4
-    rest = run_neural_in_process(data, manifest, seeds, conductor=again)
+    rest = run_neural_in_process(data, manifest, seeds, again)
     assert len(rest["bank-a"].history) == 3
     assert whole["bank-a"].model.digest() == rest["bank-a"].model.digest()
 

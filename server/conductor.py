@@ -11,6 +11,7 @@ goes on where the last one stopped.
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx
+from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
 from federation.objects import NeuralParameters
@@ -94,6 +96,13 @@ class Conductor:
             for name in MOMENTS:
                 if name in kept:
                     setattr(self._strategy, name, {KEY: kept[name]})
+
+
+def stand_alone() -> None:
+    """Where no ServerApp's task is (tests, examples): messages name a run 1 of this process."""
+    if TaskIdentity._run_id is None:
+        TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+    logging.getLogger("flwr").setLevel(logging.WARNING)
 
 
 class _Nodes:
