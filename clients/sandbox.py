@@ -124,6 +124,11 @@ class Sandbox:
 
     def found(self) -> None:
         """Make every home and let everybody trust everybody's card, by its fingerprint."""
+        self.make_homes()
+        self.exchange_cards()
+
+    def make_homes(self) -> None:
+        """Make every home, with its keys and its card."""
         url = f"https://127.0.0.1:{self.port}"
         relay = f"127.0.0.1:{self.relay_port}"
 
@@ -137,6 +142,9 @@ class Sandbox:
             )
 
         self.everybody(init(member) for member in self.members)
+
+    def exchange_cards(self) -> None:
+        """Let everybody trust everybody's card, by its fingerprint."""
         cards = self.folder / "cards"
         cards.mkdir(exist_ok=True)
         shown = self.everybody(

@@ -69,9 +69,9 @@ def _parties(found: Review) -> Iterator[str]:
             words = "proposed it"
         else:
             needed, said = persons[org]
-            words = f"{needed} {'person' if needed == 1 else 'persons'} of it"
+            words = "1 person approves" if needed == 1 else f"{needed} persons approve"
             if said:
-                words += f"; approved by {', '.join(said)}"
+                words += f"; so far {', '.join(said)}"
         yield f"  {org:{width}}  {role:10}  {words}"
 
 
@@ -103,20 +103,27 @@ def _parameters(found: Review) -> Iterator[str]:
 
 
 def _disclosures(items: tuple[DeclaredDisclosure, ...], width: int) -> Iterator[str]:
-    said = None
+    pairs: dict[tuple[str, str], list[DeclaredDisclosure]] = {}
     for item in items:
-        if (pair := (item.to, item.source)) != said:
-            said = pair
-            yield f"  {item.to} learns from {item.source}"
-        row = ", one row an enterprise" if item.per_enterprise else ""
-        what = f"{item.what.value.replace('_', ' '):22} "
-        yield from _wrapped(f"    {what}", f"{item.count:,} values of {item.bits} bits{row}", width)
+        pairs.setdefault((item.to, item.source), []).append(item)
+    for (to, source), of_pair in pairs.items():
+        yield f"  {to} learns from {source}"
+        for item in of_pair:
+            what = f"    {item.what.value.replace('_', ' '):22} "
+            yield from _wrapped(what, _amount(item), width)
+
+
+def _amount(item: DeclaredDisclosure) -> str:
+    if item.bits == 0:
+        return f"{item.count:,}; the number alone, nothing on anybody"
+    row = ", of single enterprises" if item.per_enterprise else ""
+    return f"{item.count:,} values of {item.bits} bits{row}"
 
 
 def _refused(found: Review, width: int) -> Iterator[str]:
     for item in found.refused:
         reason = f": {item.words}" if item.words else ""
-        yield from _wrapped("  ", f"{item.org} refused that, {item.code}{reason}", width)
+        yield from _wrapped("  ", f"{item.org} refused that one, {item.code}{reason}", width)
         if item.asked:
             yield from _wrapped("    it asked for a job ", "; ".join(item.asked), width)
             met = f"no: {'; '.join(item.unmet)}" if item.unmet else "yes"

@@ -44,6 +44,7 @@ class Dataset:
     title: str
     legal_basis: str
     columns: tuple[str, ...]
+    level: str  # of its fields; two persons decide from L3 up
 
 
 PLATFORM = Member("platform", "platform", "Financing credit platform (融资信用服务平台)", 0)
@@ -53,6 +54,14 @@ DEPARTMENTS = (
     Member("tax", "department", "Tax bureau (税务局)", 3),
     Member("market_regulation", "department", "Market regulation bureau (市场监管局)", 4),
 )
+MEANINGS = {  # what an owner calls its fields, as an approver reads them
+    "sex": "法定代表人性别",
+    "education": "法定代表人学历",
+    "marriage": "法定代表人婚姻状况",
+    "age_years": "法定代表人年龄",
+    **{f"paid_amount_{month}": f"{month} 个月前缴纳税额" for month in range(1, 7)},
+    **{f"pay_status_{month}": f"{month} 个月前水电气费欠缴月数" for month in range(1, 7)},
+}
 LEGAL_BASIS = {
     "bank_a": "loan contracts with its customers",
     "utilities": "supply contracts; municipal rules on public credit information",
@@ -91,7 +100,7 @@ def datasets() -> tuple[Dataset, ...]:
     }
     columns = {party["id"]: tuple(party["columns"]) for party in spec()["parties"]}
     return tuple(
-        Dataset(org, name, title, LEGAL_BASIS[org], columns[org])
+        Dataset(org, name, title, LEGAL_BASIS[org], columns[org], "L3" if org == "tax" else "L2")
         for org, (name, title) in titles.items()
     )
 

@@ -6,15 +6,18 @@ has a home of its own.
 
 1. found the federation: homes, keys, cards compared by fingerprint
 2. each organisation registers its table and publishes what it holds
-3. the bank drafts and submits a job; every owner reviews and approves exactly that manifest
-4. the nodes train a scorecard: encrypted queries, sealed columns, nothing raw leaves its owner
-5. every party's receipt of what it did is verified by another one, with no server
-6. the bank reads its report; was it worth it?
+3. the bank drafts and submits a job; one department refuses it and says what it would approve
+4. the bank proposes just that; every owner approves exactly that manifest, the tax bureau, whose
+   fields are of level L3, by two persons with a key each
+5. the nodes train a scorecard: encrypted queries, sealed columns, nothing raw leaves its owner
+6. every party's receipt of what it did is verified by another one, with no server
+7. the bank reads its report; was it worth it?
 """
 
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 import sys
 import time
@@ -36,6 +39,7 @@ from examples.city.city import (
     DEPARTMENTS,
     KEY,
     LABEL,
+    MEANINGS,
     PLATFORM,
     REGION,
     Dataset,
@@ -46,7 +50,9 @@ from examples.city.city import (
 from federation.errors import LianmoError
 
 OUT = Path("out/demo")
-JOB = "city-scorecard"
+ASKED, JOB = "city-scorecard", "city-scorecard-2"  # as first proposed, and as approved
+UTILITIES, TAX, REGISTRAR = DEPARTMENTS
+SECOND_PERSON = "李娜"  # approves for the tax bureau besides whoever works at its home
 CUSTOMERS_MAX, CUSTOMERS_MIN = 18_500, 17_500  # what the bank states; it has 18,000
 
 console = Console(highlight=False, soft_wrap=True)
@@ -82,7 +88,8 @@ def main() -> int:
             tables = write_tables(OUT / "tables")
             found(city)
             publish(city, tables)
-            propose_and_approve(city)
+            propose_and_refuse(city)
+            narrow_and_approve(city)
             train(city)
             verified = verify_receipts(city)
             summary = conclude(city, tables, verified, began)
@@ -97,8 +104,20 @@ def main() -> int:
 def found(city: Sandbox) -> None:
     """Homes, keys and trust; then the platform's coordinator."""
     step(1, "Found the federation: keys, and cards compared by their fingerprints")
-    city.found()
+    city.make_homes()
+    city.run(TAX.org, "org", "approver", "new", "--holder", SECOND_PERSON, *second_key("--out"))
+    city.run(TAX.org, "org", "approver", "add", f"{OUT}/second.key.request")
+    city.exchange_cards()
     city.start((PLATFORM.org, ("coordinator", "start")))
+
+
+def second_key(option: str = "--key") -> tuple[str, ...]:
+    """The second person's own key; a person would type the passphrase."""
+    words = OUT / "second.passphrase"
+    if not words.exists():
+        words.touch(mode=0o600)
+        words.write_text(secrets.token_urlsafe(16))
+    return option, str(OUT / "second.key"), "--passphrase-file", str(words)
 
 
 def publish(city: Sandbox, tables: dict[str, Path]) -> None:
@@ -121,36 +140,69 @@ def publish(city: Sandbox, tables: dict[str, Path]) -> None:
             *("catalogue", "set", dataset.name, "--title", dataset.title),
             *("--legal-basis", dataset.legal_basis, "--update-frequency", "monthly"),
             *("--provenance", "UCI data set 350, a stand-in for the organisation's own register"),
+            *("--level", f"*={dataset.level}"),
+            *(
+                part
+                for name in dataset.columns
+                if name in MEANINGS
+                for part in ("--description", f"{name}={MEANINGS[name]}")
+            ),
         )
         city.run(dataset.owner, "catalogue", "publish", dataset.name)
+        if dataset.level == "L3":  # the description, too, is two persons' word
+            city.run(dataset.owner, "catalogue", "publish", dataset.name, *second_key())
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(register, datasets()))
     city.start(*((member.org, ("node", "start")) for member in owners))
 
 
-def propose_and_approve(city: Sandbox) -> None:
-    """The bank's draft becomes a signed manifest; every owner approves exactly that one."""
-    step(3, "The bank proposes a job; every owner reads and approves exactly this manifest")
+def propose_and_refuse(city: Sandbox) -> None:
+    """The bank's draft becomes a signed manifest; one owner refuses, and says what would do."""
+    step(3, "The bank proposes a job; an owner reads it, refuses, and says what would do")
     named = {d.owner: d.name for d in datasets()}
-    draft = OUT / f"{JOB}.toml"
+    draft = OUT / f"{ASKED}.toml"
     city.run(
         BANK.org,
-        *("job", "new", JOB, "--dataset", named[BANK.org], "--platform", PLATFORM.org),
+        *("job", "new", ASKED, "--dataset", named[BANK.org], "--platform", PLATFORM.org),
         *(p for m in DEPARTMENTS for p in ("--department", f"{m.org}/{named[m.org]}")),
         *("--customers-max", str(CUSTOMERS_MAX), "--customers-min", str(CUSTOMERS_MIN)),
         *("--out", str(draft)),
     )
-    digest = city.run(BANK.org, "job", "submit", str(draft), "--json").json()["manifest_digest"]
-    shown = city.run(DEPARTMENTS[1].org, "job", "review", JOB).out
+    submitted = city.run(BANK.org, "job", "submit", str(draft), "--json")
+    digest = submitted.json()["manifest_digest"][:16]
+    shown = city.run(REGISTRAR.org, "job", "review", ASKED).out
     console.print(f"[dim]{escape(shown.rstrip())}[/dim]")
-    for member in (*DEPARTMENTS, PLATFORM):
-        city.run(member.org, "job", "approve", JOB, "--manifest", digest)
+    city.run(UTILITIES.org, "job", "approve", ASKED, "--manifest", digest)
+    city.run(
+        REGISTRAR.org,
+        *("job", "narrow", ASKED, "--drop-field", "sex", "--drop-field", "marriage"),
+        *("--attempts", "2", "--code", "PURPOSE_NOT_ALLOWED", "--manifest", digest),
+        *("--words", "sex and marriage of a representative do not serve a credit decision"),
+    )
+
+
+def narrow_and_approve(city: Sandbox) -> None:
+    """The bank proposes what was asked for; every owner approves exactly that manifest."""
+    step(4, "The bank proposes just that; every owner approves exactly this manifest")
+    told = city.run(BANK.org, "job", "status", ASKED)
+    for line in told.err.splitlines():
+        console.print(f"  [dim]{escape(line)}[/dim]")
+    accepted = city.run(BANK.org, "job", "narrow", ASKED, "--accept", "--as", JOB, "--json")
+    digest = accepted.json()["manifest_digest"][:16]
+    shown = city.run(REGISTRAR.org, "job", "review", JOB).out
+    new = shown[shown.index("in the place of") :]
+    console.print(f"[dim]  (what is read, and who learns what, as above)\n\n{escape(new)}[/dim]")
+    owners = (REGISTRAR, UTILITIES, TAX, PLATFORM)
+    city.everybody((m.org, ("job", "approve", JOB, "--manifest", digest)) for m in owners)
+    missing = city.run(BANK.org, "job", "status", JOB, "--json").json()["missing"]
+    console.print(f"  [dim]still missing: {', '.join(missing)}[/dim]")
+    city.run(TAX.org, "job", "approve", JOB, "--manifest", digest, *second_key())
 
 
 def train(city: Sandbox) -> None:
     """With the last approval the coordinator has started the run; watch it to its end."""
-    step(4, "The nodes train: encrypted queries and sealed columns, nothing raw leaves its owner")
+    step(5, "The nodes train: encrypted queries and sealed columns, nothing raw leaves its owner")
     code = city.watch(BANK.org, "job", "watch", JOB)
     if code != 0:
         raise LianmoError("the job did not succeed", party=BANK.org, todo="see the log above")
@@ -158,7 +210,7 @@ def train(city: Sandbox) -> None:
 
 def verify_receipts(city: Sandbox) -> bool:
     """Each party's receipt, and the record it is of, go to the next party, which verifies them."""
-    step(5, "Every party has a receipt of what it did; another one verifies it, with no server")
+    step(6, "Every party has a receipt of what it did; another one verifies it, with no server")
     parties = [member.org for member in (BANK, *DEPARTMENTS)]
     given = OUT / "receipts"
     given.mkdir()
@@ -184,7 +236,7 @@ def conclude(
     city: Sandbox, tables: dict[str, Path], receipts_verified: bool, began: float
 ) -> dict[str, Any]:
     """Report, comparison with pooled data, summary."""
-    step(6, "Was it worth it?")
+    step(7, "Was it worth it?")
     page = OUT / "report.html"
     data = city.run(BANK.org, "job", "report", JOB, "--html", str(page), "--json").json()
     pooled = baseline.pooled(city, JOB, tables)
