@@ -131,6 +131,7 @@ def measure(setting: Setting) -> Measured:
                 train=np.ones(rows, bool),
                 vmax=manifest.query.vmax,
                 randomness=Randomness(key, bytes.fromhex(manifest.digest()), 0),
+                coins=run.result.coins,
                 executor=pool,
             )
         )

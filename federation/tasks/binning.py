@@ -339,7 +339,8 @@ def group(
         _merge_reversals(runs)
     if missing is not None:
         alone = _Run([missing], int(customers[missing]), int(bads[missing]))
-        if alone.is_small(min_cohort):
+        # What is left of the others may itself be one run with hardly anybody in it.
+        if alone.is_small(min_cohort) or runs[0].customers < min_cohort:
             # So few customers show nothing of their own: they go where they change least.
             whole = _Run([], int(customers.sum()), int(bads.sum()))
             like = alone if alone.customers else whole

@@ -193,7 +193,7 @@ class Columns:
         goes: Bools = left[self._codes[split.feature, rows]]
         return goes
 
-    def confirm(self, node: Node, split: Split, left_rows: Integers) -> None:
+    def confirm(self, node: Node, split: Split, left: Integers) -> None:
         """Compare the open bits with the answers; a difference is counted and shown to nobody.
 
         A reaction would tell a department that spoils one row whether it is a customer's.
@@ -202,12 +202,11 @@ class Columns:
         if not asked or split.feature < self._own or node.sums is None:
             return
         start, stop = self.grid.starts[split.feature : split.feature + 2]
-        left = split.left_bins(self.grid.features[split.feature])
-        said = node.sums[:2, start:stop][:, left].sum(axis=1)
-        of = self._now
-        self.surprises += int(said[0] != of.g[left_rows].sum())
+        bins = split.left_bins(self.grid.features[split.feature])
+        said = node.sums[:2, start:stop][:, bins].sum(axis=1)
+        self.surprises += int(said[0] != left[0])
         if self._hessians:
-            self.surprises += int(said[1] != of.h[left_rows].sum())
+            self.surprises += int(said[1] != left[1])
 
     # cells
 

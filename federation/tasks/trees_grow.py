@@ -21,7 +21,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from protocols.kernels import kernel
+from protocols.kernels import exact_kernel, kernel
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -230,8 +230,8 @@ class Columns(Protocol):
     def check_sibling(self, node: Node) -> None:
         """Sums that came by subtraction must be possible ones; raises ProtocolError."""
 
-    def confirm(self, node: Node, split: Split, left_rows: Integers) -> None:
-        """Note whether the open bits fit the answers."""
+    def confirm(self, node: Node, split: Split, left: Integers) -> None:
+        """Note whether the open bits fit the answers. left: `Gradients.totals` of who goes left."""
 
 
 def choose_split(
@@ -247,36 +247,76 @@ def choose_split(
 
     Of equal gains the one that needs no opening wins, then the first.
     """
-    steps = np.array([gradients.g_step, gradients.h_step, 1.0]).reshape(3, 1, 1, 1)
-    left = candidates * steps
-    whole = np.array([node.g, node.h, node.customers]).reshape(3, 1, 1, 1) * steps
-    right = whole - left
-    least = np.array([rules.min_child_weight, rules.min_cohort]).reshape(2, 1, 1, 1)
-    # half a customer of tolerance: a department's counts are estimates, and checked once open
-    least = least - np.array([1e-9, 0.5]).reshape(2, 1, 1, 1)
-    ok = allowed & (left[1:] >= least).all(axis=0) & (right[1:] >= least).all(axis=0)
-    if not ok.any():
-        return None
-    bounds = node.low, node.high
-    left_weight, left_gain = _weigh(left[0], left[1], rules.l2, bounds)
-    right_weight, right_gain = _weigh(right[0], right[1], rules.l2, bounds)
-    _, own_gain = _weigh(whole[0], whole[1], rules.l2, bounds)
-    ok &= grid.direction * (right_weight - left_weight) >= 0
-    gain = np.where(ok, (left_gain + right_gain - own_gain) / 2, -np.inf)
-    best = int(np.argmax(gain))
-    top = float(gain.flat[best])
+    found = _best(
+        candidates,
+        allowed,
+        known,
+        grid.direction,
+        np.array([gradients.g_step, gradients.h_step, 1.0]),
+        np.array([node.g, node.h, node.customers], np.float64),
+        # half a customer of tolerance: a department's counts are estimates, and checked once open
+        np.array([rules.min_child_weight - 1e-9, rules.min_cohort - 0.5]),
+        rules.l2,
+        node.low,
+        node.high,
+    )
+    best, top, cheap, cheap_gain = found
     if not top > max(rules.min_gain, LEAST_GAIN):
         return None
-    cheap = np.where(known, gain, -np.inf)
-    at = int(np.argmax(cheap))
-    best = at if cheap.flat[at] >= top * SAME else best
-    return Choice(grid.split(best), float(gain.flat[best]))
+    if cheap_gain >= top * SAME:
+        return Choice(grid.split(cheap), cheap_gain)
+    return Choice(grid.split(best), top)
 
 
-def _weigh(g: Floats, h: Floats, l2: float, bounds: tuple[float, float]) -> tuple[Floats, Floats]:
+@exact_kernel
+def _best(
+    candidates: Floats,
+    allowed: Bools,
+    known: Bools,
+    direction: Integers,
+    steps: Floats,
+    node: Floats,
+    least: Floats,
+    l2: float,
+    low: float,
+    high: float,
+) -> tuple[int, float, int, float]:
+    """Place and gain of the best allowed candidate, and of the best that needs no opening.
+
+    Places are in the flattened arrays; the first of equals; a gain of minus infinity: none.
+    """
+    _, features, bins, sides = candidates.shape
+    g, h, customers = node[0] * steps[0], node[1] * steps[1], node[2] * steps[2]
+    _, own = _weigh(g, h, l2, low, high)
+    best, top, cheap, cheap_top = 0, -np.inf, 0, -np.inf
+    for f in range(features):
+        for c in range(bins):
+            for side in range(sides):
+                if not allowed[f, c, side]:
+                    continue
+                hl, nl = candidates[1, f, c, side] * steps[1], candidates[2, f, c, side] * steps[2]
+                hr, nr = h - hl, customers - nl
+                if not (hl >= least[0] and hr >= least[0] and nl >= least[1] and nr >= least[1]):
+                    continue
+                gl = candidates[0, f, c, side] * steps[0]
+                left, gain_left = _weigh(gl, hl, l2, low, high)
+                right, gain_right = _weigh(g - gl, hr, l2, low, high)
+                if not direction[f, 0, 0] * (right - left) >= 0:
+                    continue
+                gain = (gain_left + gain_right - own) / 2
+                at = (f * bins + c) * sides + side
+                if gain > top:
+                    best, top = at, gain
+                if known[f, c, side] and gain > cheap_top:
+                    cheap, cheap_top = at, gain
+    return best, top, cheap, cheap_top
+
+
+@exact_kernel
+def _weigh(g: float, h: float, l2: float, low: float, high: float) -> tuple[float, float]:
     """Best weight within the bounds, and twice what it takes off the loss."""
-    curvature = np.maximum(h + l2, 1e-12)
-    weight = np.clip(-g / curvature, *bounds)
+    curvature = max(h + l2, 1e-12)
+    weight = min(max(-g / curvature, low), high)
     return weight, -(2 * g * weight + curvature * weight * weight)
 
 
@@ -293,7 +333,7 @@ class _Growth:
         self.columns, self.gradients, self.rules = columns, gradients, rules
         rows = np.arange(len(gradients.g), dtype=np.int64)
         self.nodes: list[Node] = []
-        self._add(rows, 0, -np.inf, np.inf)
+        self._add(rows, gradients.totals(rows), 0, -np.inf, np.inf)
 
     def run(self) -> list[Node]:
         (root,) = self.nodes
@@ -379,9 +419,10 @@ class _Growth:
         columns, refused = self.columns, list[Split]()
         while choice is not None:
             goes = columns.goes_left(choice.split, node.rows)
-            sides = node.rows[goes], node.rows[~goes]
-            if all(self._is_large(rows) for rows in sides):
-                return self._accept(node, choice, *sides)
+            sides = _sides(node.rows, goes)
+            totals = self.gradients.totals(sides[0]), self.gradients.totals(sides[1])
+            if all(self._is_large(of) for of in totals):
+                return self._accept(node, choice, sides, totals)
             refused.append(choice.split)
             known = columns.known() & columns.allowed()
             for split in refused:
@@ -389,18 +430,24 @@ class _Growth:
             choice = self._choose(node, known)
         return None
 
-    def _is_large(self, rows: Integers) -> bool:
-        _, h, customers, _, _ = map(int, self.gradients.totals(rows))
+    def _is_large(self, totals: Integers) -> bool:
+        _, h, customers, _, _ = map(int, totals)
         weight, rules = h * self.gradients.h_step, self.rules
         return customers >= rules.min_cohort and weight >= rules.min_child_weight - 1e-9
 
     def _accept(
-        self, node: Node, choice: Choice, left_rows: Integers, right_rows: Integers
+        self,
+        node: Node,
+        choice: Choice,
+        sides: tuple[Integers, Integers],
+        totals: tuple[Integers, Integers],
     ) -> tuple[Node, Node, Node]:
-        self.columns.confirm(node, choice.split, left_rows)
+        self.columns.confirm(node, choice.split, totals[0])
         node.split, node.gain = choice.split, choice.gain
-        left = self._add(left_rows, node.depth + 1, node.low, node.high)
-        right = self._add(right_rows, node.depth + 1, node.low, node.high)
+        left, right = (
+            self._add(rows, of, node.depth + 1, node.low, node.high)
+            for rows, of in zip(sides, totals, strict=True)
+        )
         node.left, node.right = left.number, right.number
         direction = self.columns.grid.features[choice.split.feature].direction
         if direction:
@@ -411,9 +458,9 @@ class _Growth:
                 child.weight = float(np.clip(child.weight, child.low, child.high))
         return node, left, right
 
-    def _add(self, rows: Integers, depth: int, low: float, high: float) -> Node:
+    def _add(self, rows: Integers, totals: Integers, depth: int, low: float, high: float) -> Node:
         of = self.gradients
-        g, h, customers, exact_g, exact_h = map(int, of.totals(rows))
+        g, h, customers, exact_g, exact_h = map(int, totals)
         curvature = max(exact_h * of.exact_step + self.rules.l2, 1e-12)
         weight = float(np.clip(-exact_g * of.exact_step / curvature, low, high))
         node = Node(rows, depth, len(self.nodes), g, h, customers, weight, low, high)
@@ -439,6 +486,25 @@ class _Growth:
             if right.is_asked:
                 self.columns.check_sibling(right)
             parent.sums = None
+
+
+def _sides(rows: Integers, goes_left: Bools) -> tuple[Integers, Integers]:
+    """The rows that go left, and the others, in their order."""
+    sides = np.empty_like(rows)
+    count = _part(rows, goes_left, sides)
+    return sides[:count], sides[count:][::-1].copy()
+
+
+@kernel
+def _part(rows: Integers, goes_left: Bools, sides: Integers) -> int:
+    """Who goes left from the front, the others from the back; how many go left."""
+    left, right = 0, rows.size
+    for i in range(rows.size):  # both places are written, one is kept: no branch to guess
+        goes = int(goes_left[i])
+        sides[left], sides[right - 1] = rows[i], rows[i]
+        left += goes
+        right -= 1 - goes
+    return left
 
 
 def _place(split: Split) -> tuple[int, int, int]:
