@@ -29,7 +29,8 @@ os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 os.environ["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] = "1"
 
 import httpx
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.clientapp import ClientApp
 from flwr.common.config import get_fused_config_from_fab
@@ -62,9 +63,10 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from clients.coordinator_client import coordinator_url, tls_context
 from clients.home import Home
-from federation.api import TrainOrder, TrainReply
+from federation.api import ROUND, WEIGHTS, TrainOrder, TrainReply
 from federation.errors import IntegrityError
 from federation.objects import Usage
+from federation.tasks.party import RoundOrder, RoundReply
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -76,6 +78,34 @@ MAX_FAB = 1 << 20
 
 # What a node does with an order: (order, bundle, run configuration) -> reply. `clients.runner`.
 Train = Callable[[TrainOrder, bytes, dict[str, object]], TrainReply]
+# The same for an order with a round in it.
+TrainRound = Callable[
+    [TrainOrder, bytes, dict[str, object], RoundOrder], tuple[TrainReply, RoundReply | None]
+]
+
+
+def _no_rounds(
+    order: TrainOrder, fab: bytes, config: dict[str, object], round_: RoundOrder
+) -> tuple[TrainReply, RoundReply | None]:
+    return TrainReply(state="refused"), None
+
+
+def _round_of(content: RecordDict) -> RoundOrder | None:
+    """The round that a message carries, if any; `server/serverapp.py` puts it there."""
+    if ROUND not in content:
+        return None
+    about = content.config_records[ROUND]
+    weights = content.array_records[WEIGHTS][WEIGHTS].numpy().astype(np.float32)
+    return RoundOrder(int(cast(int, about["number"])), weights, bool(about["is_last"]))
+
+
+def _answer(reply: RoundReply) -> RecordDict:
+    about = {"number": reply.number, "customers": reply.customers}
+    figures = {"loss": reply.loss, "auc": reply.auc}
+    content = RecordDict({ROUND: ConfigRecord({**about, **figures})})
+    if reply.weights is not None:
+        content[WEIGHTS] = ArrayRecord({WEIGHTS: Array(reply.weights)})
+    return content
 
 
 @dataclass
@@ -90,8 +120,16 @@ class _Run:
 class Node:
     """Serves one organisation until `stop`."""
 
-    def __init__(self, home: Home, node_id: int, train: Train, *, workers: int = 4) -> None:
-        self._home, self._node_id, self._train = home, node_id, train
+    def __init__(
+        self,
+        home: Home,
+        node_id: int,
+        train: Train,
+        *,
+        rounds: TrainRound = _no_rounds,
+        workers: int = 4,
+    ) -> None:
+        self._home, self._node_id, self._train, self._rounds = home, node_id, train, rounds
         self._workers = max(workers, 2)
         self._stopped = threading.Event()
         self.reached = threading.Event()  # the coordinator has answered a first pull
@@ -199,9 +237,16 @@ class Node:
         """The installed ClientApp's only handler."""
         run = self._runs[context.run_id]
         order = TrainOrder.model_validate_json(cast(bytes, message.content["order"]["json"]))
-        said = self._train(order, run.fab, dict(context.run_config))
-        body = ConfigRecord({"json": said.model_dump_json().encode()})
-        return Message(RecordDict({"reply": body}), reply_to=message)
+        round_, config = _round_of(message.content), dict[str, object](context.run_config)
+        content = RecordDict()
+        if round_ is None:
+            said = self._train(order, run.fab, config)
+        else:
+            said, reply = self._rounds(order, run.fab, config, round_)
+            if reply is not None:
+                content = _answer(reply)
+        content["reply"] = ConfigRecord({"json": said.model_dump_json().encode()})
+        return Message(content, reply_to=message)
 
     def _handle(self, message: Message, tree: ObjectTree) -> None:
         run_id, began = message.metadata.run_id, time.monotonic()

@@ -142,6 +142,8 @@ class ProgressBody(Body):
     steps: Count
     sent_bytes: Count = 0
     received_bytes: Count = 0
+    waits_for: OrgId | None = None  # a party that is away just now
+    waits_until: Time | None = None  # then this party gives up the attempt
 
 
 class ProgressAnswer(Body):
@@ -211,6 +213,9 @@ class StopBody(Body):
 # --- between the ServerApp and the nodes ----------------------------------------------------------
 
 
+ROUND, WEIGHTS = "round", "weights"  # records of a `train` message of a job in rounds
+
+
 class TrainOrder(Body):
     """The `train` message: all that a node needs to check, and nothing it has to believe.
 
@@ -228,6 +233,7 @@ class TrainReply(Body):
     state: Literal["running", "succeeded", "failed", "refused", "stopped", "lost"]
     stage: Text = ""
     reference: Text = ""  # of the reason in the node's own log
+    missing: OrgId | None = None  # whom it waited for in vain
     record: Envelope | None = None
     receipt: Receipt | None = None  # of the record
 
@@ -235,7 +241,8 @@ class TrainReply(Body):
 class RunReport(Body):
     """ServerApp to coordinator."""
 
-    state: Literal["log", "record", "ended"]
+    state: Literal["log", "record", "ended", "round"]
+    kept: str = Field(default="", repr=False)  # with `round`: base64, what the next round needs
     org: OrgId | None = None
     text: Text = ""
     record: Envelope | None = None

@@ -100,7 +100,7 @@ class Conductor:
 
 def stand_alone() -> None:
     """Where no ServerApp's task is (tests, examples): messages name a run 1 of this process."""
-    if TaskIdentity._run_id is None:
+    if getattr(TaskIdentity, "_run_id", None) is None:
         TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
     logging.getLogger("flwr").setLevel(logging.WARNING)
 

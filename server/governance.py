@@ -57,6 +57,7 @@ from federation.errors import (
 from federation.narrowing import require_less
 from federation.network import Standing
 from federation.objects import (
+    OF_BANKS_ALONE,
     Approval,
     Decision,
     JobManifest,
@@ -69,6 +70,7 @@ from federation.objects import (
 from federation.package import package_sha256
 from federation.persons import distinct, require_signed_by_enough, require_stated
 from federation.trust import TrustStore, verify_card
+from protocols.secagg_books import least_threshold
 from server.store import (
     ApprovalRow,
     CatalogueRow,
@@ -115,6 +117,7 @@ class Task:
     order: TrainOrder = field(repr=False)
     nodes: Mapping[str, int]  # organisation -> node id
     wall_time_s: float
+    kept: str = field(default="", repr=False)  # of a job in rounds: what the last one left
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +166,9 @@ class Governance:
         if shown.org != org:
             raise IntegrityError("this is another organisation's card", party=org)
         digest = shown.digest()
-        if self._accept_card is not None and shown.serial > trust.card(org).serial:
+        # without a node key it could not register, so its card must not change either
+        has_node = bool(shown.of_usage(Usage.NODE))
+        if self._accept_card and has_node and shown.serial > trust.card(org).serial:
             self._accept_card(card)
             trust = self._trust()
         if digest != trust.card(org).digest():
@@ -438,6 +443,8 @@ class Governance:
                 self._event(session, row, "log", org=body.org, text=body.text)
             elif body.state == "record" and body.record is not None and body.org is not None:
                 self._keep_record(session, row, body.org, body.record, body.receipt)
+            elif body.state == "round":
+                keyring.write(self._kept(row), body.kept.encode())
             elif body.state == "ended":
                 self._finish(session, row, body.replies)
         self._announce()
@@ -560,13 +567,19 @@ class Governance:
             manifest=Envelope.from_json(row.envelope), approvals=approvals, attempt=row.attempt
         )
         left_s = manifest.limits.wall_time_s - (now - row.started).total_seconds()
-        task = Task(token, run_id, order, nodes, max(left_s, 1.0))
+        kept = self._kept(row)
+        state = kept.read_text() if kept.is_file() else ""
+        task = Task(token, run_id, order, nodes, max(left_s, 1.0), state)
         # A crash before the launch leaves a run without a ServerApp; Flower declares it failed
         # when its heartbeat stays away, and `_tend_run` starts the next attempt.
         after_commit(session, self.publish_membership)
         after_commit(session, lambda: self._launch(task))
         log.info("run started", extra={"job": row.job, "run": run_id, "attempt": row.attempt})
         return True
+
+    def _kept(self, row: JobRow) -> Path:
+        """Where the state between two rounds of a job is."""
+        return self._membership.parent / f"rounds-{row.manifest_digest}"
 
     def _nodes(self, session: Session, manifest: JobManifest) -> dict[str, int]:
         orgs = _data_parties(manifest)
@@ -618,6 +631,10 @@ class Governance:
         if succeeded == set(parties) and all(r.state == "succeeded" for r in states.values()):
             self._end(session, row, JobStatus.SUCCEEDED, "", is_reported=True)
             return
+        if missing := self._may_miss(_manifest(row), succeeded, states):
+            text = f"without {', '.join(missing)}, lost on the way"
+            self._end(session, row, JobStatus.SUCCEEDED, text, is_reported=True)
+            return
         blamed = [org for org, reply in states.items() if reply.state in ("failed", "refused")]
         if blamed:
             org, reply = blamed[0], states[blamed[0]]
@@ -635,6 +652,18 @@ class Governance:
         silent = [org for org in parties if org not in states or states[org].state != "succeeded"]
         why = f"{', '.join(silent) or 'a party'} was lost"
         self._retry(session, row, why, is_reported=True)
+
+    @staticmethod
+    def _may_miss(
+        manifest: JobManifest, succeeded: set[str], states: Mapping[str, TrainReply]
+    ) -> list[str]:
+        """Banks that a job of sums over banks could do without; empty if there is another way."""
+        if manifest.task not in OF_BANKS_ALONE or manifest.bank not in succeeded:
+            return []
+        missing = [org for org in manifest.banks if org not in succeeded]
+        if any(org in states and states[org].state != "lost" for org in missing):
+            return []
+        return missing if len(succeeded) >= least_threshold(len(manifest.banks)) else []
 
     def _retry(self, session: Session, row: JobRow, why: str, *, is_reported: bool = False) -> None:
         """A new attempt if any is left."""
@@ -662,6 +691,7 @@ class Governance:
             self._void_run(row, is_reported=is_reported)
         self._move(session, row, status, org=org, message=message)
         after_commit(session, self.publish_membership)
+        after_commit(session, lambda: self._kept(row).unlink(missing_ok=True))
         log.info("job ended", extra={"job": row.job, "status": status})
 
     def _void_run(self, row: JobRow, *, is_reported: bool) -> None:

@@ -59,6 +59,7 @@ class Launcher:
                 "nodes": dict(task.nodes),
                 "wall_time_s": task.wall_time_s,
                 "party_wait_s": self._party_wait_s,
+                "kept": task.kept,
             }
         )
         with self._lock:

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -51,6 +51,7 @@ class Job:
     nodes: Mapping[str, int]  # organisation -> node id
     wall_time_s: float
     party_wait_s: float
+    kept: str = field(default="", repr=False)  # what the last finished round left, base64
 
 
 class JobGrid(HttpGrid):
@@ -120,6 +121,7 @@ def main() -> int:
         nodes=task["nodes"],
         wall_time_s=task["wall_time_s"],
         party_wait_s=task["party_wait_s"],
+        kept=task["kept"],
     )
     # Flower's client tries for ever; a coordinator that never comes back must leave no process.
     last = threading.Timer(job.wall_time_s + REPORT_TRIES_S, lambda: os._exit(1))
