@@ -12,7 +12,14 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from federation.catalogue import Dataset, require_usable
 from federation.errors import LianmoError, NotFound, UsageError
@@ -23,6 +30,7 @@ from federation.objects import (
     JobManifest,
     JobParty,
     Limits,
+    NeuralParameters,
     ObjectName,
     OrgId,
     Purpose,
@@ -35,6 +43,7 @@ from federation.objects import (
     utc_time,
 )
 from federation.persons import persons_for
+from federation.privacy import noise_for
 from federation.tasks import registry as registry_of_tasks
 from federation.tasks import row_keys
 
@@ -76,29 +85,49 @@ class JobDraft(_Part):
     until: Time | None = None  # the job ends then at the latest, whatever `days` says
     platform: OrgId | None = None
     bank: DatasetDraft
-    department: Annotated[tuple[DatasetDraft, ...], Field(min_length=1)]
+    other_bank: tuple[DatasetDraft, ...] = ()  # further label owners
+    department: tuple[DatasetDraft, ...] = ()
     cover: CoverDraft = CoverDraft()
     limits: LimitsDraft
     scorecard: ScorecardParameters = ScorecardParameters()
     trees: TreesParameters | None = None  # a [trees] table makes it a job of boosted trees
+    neural: NeuralParameters | None = None  # a [neural] table: banks alone train a network
+
+    @field_validator("neural", mode="before")
+    @classmethod
+    def _with_noise(cls, given: object) -> object:
+        """The noise that a budget needs, unless the draft says another one."""
+        if isinstance(given, dict) and given.get("epsilon") is not None and "noise" not in given:
+            return given | {"noise": _noise(given)}
+        return given
 
     @property
-    def parameters(self) -> ScorecardParameters | TreesParameters:
+    def parameters(self) -> ScorecardParameters | TreesParameters | NeuralParameters:
         """Those of the job's task."""
-        return self.trees or self.scorecard
+        return self.neural or self.trees or self.scorecard
 
     @model_validator(mode="after")
     def _one_task(self) -> Self:
-        if self.trees is not None and "scorecard" in self.model_fields_set:
-            raise ValueError("a job has one task: [scorecard] or [trees]")
+        if len({"scorecard", "trees", "neural"} & self.model_fields_set) > 1:
+            raise ValueError("a job has one task: [scorecard], [trees] or [neural]")
+        if not self.department and self.neural is None:
+            raise ValueError("a job has at least one [[department]], unless banks train alone")
         return self
 
     @model_validator(mode="after")
     def _orgs_once(self) -> Self:
-        orgs = [self.bank.org, *(part.org for part in self.department)]
+        banks = (self.bank, *self.other_bank)
+        orgs = [part.org for part in (*banks, *self.department)]
         if len(set(orgs)) != len(orgs):
             raise ValueError("each organisation is named once")
         return self
+
+
+def _noise(given: dict[str, object]) -> str:
+    plain = NeuralParameters.model_validate({**given, "epsilon": None, "noise": None})
+    steps, rate = plain.rounds * plain.steps, float(plain.sample_rate)
+    found = noise_for(float(str(given["epsilon"])), rate, steps, float(plain.delta))
+    return f"{found:.2f}"
 
 
 def parse(text: str) -> JobDraft:
@@ -190,6 +219,7 @@ def build(
     not fit together, ParameterError-like reasons from the query as UsageError.
     """
     bank = _party(draft.bank, Role.BANK, draft, catalogue)
+    others = [_party(item, Role.BANK, draft, catalogue) for item in draft.other_bank]
     departments = [_party(item, Role.DEPARTMENT, draft, catalogue) for item in draft.department]
     platform = [JobParty(org=draft.platform, role=Role.PLATFORM)] if draft.platform else []
     task = registry_of_tasks.task_of(draft.parameters)
@@ -207,7 +237,7 @@ def build(
             created=utc_text(now),
             purpose=draft.purpose,
             task=registry_of_tasks.name_of(draft.parameters),
-            parties=(bank, *departments, *platform),
+            parties=(bank, *others, *departments, *platform),
             registry=registry,
             cover=CoverRule(kind=draft.cover.kind, decoys=draft.cover.decoys, rows=cover_rows),
             alignment=alignment,
@@ -224,7 +254,7 @@ def build(
                 attempts=draft.limits.attempts,
             ),
             disclosures=(),
-            outputs=(bank.org,),
+            outputs=(bank.org, *(party.org for party in others)),
             not_before=utc_text(now),
             expires=utc_text(_end(draft, now)),
             previous=previous,
@@ -242,7 +272,6 @@ def of_manifest(manifest: JobManifest, job: str) -> JobDraft:
         return DatasetDraft(org=org, dataset=party.dataset or "", fields=party.fields)
 
     limits = manifest.limits
-    task = "trees" if isinstance(manifest.parameters, TreesParameters) else "scorecard"
     life = utc_time(manifest.expires) - utc_time(manifest.not_before)
     return JobDraft.model_validate(
         {
@@ -251,6 +280,7 @@ def of_manifest(manifest: JobManifest, job: str) -> JobDraft:
             "days": max(1, life.days),
             "platform": next(iter(manifest.of_role(Role.PLATFORM)), None),
             "bank": part(manifest.bank),
+            "other_bank": tuple(part(org) for org in manifest.banks[1:]),
             "department": tuple(part(org) for org in manifest.departments),
             "cover": CoverDraft(kind=manifest.cover.kind, decoys=manifest.cover.decoys),
             "limits": LimitsDraft(
@@ -259,7 +289,7 @@ def of_manifest(manifest: JobManifest, job: str) -> JobDraft:
                 wall_time_s=max(60, limits.wall_time_s),
                 attempts=limits.attempts,
             ),
-            task: manifest.parameters,
+            manifest.task: manifest.parameters,
         }
     )
 
