@@ -62,6 +62,7 @@ REPLY_MASK = b"lianmo/v1/reply-mask"
 REPLY_MASK_LOW = b"lianmo/v1/reply-mask-low"
 ANSWER_NOISE = b"lianmo/v1/answer-noise"
 FORWARD_MASK = b"lianmo/v1/forward-mask"
+BANK_SHARE = b"lianmo/v1/bank-share"
 HINT_PADDING = b"lianmo/v1/hint-padding"
 
 # secure aggregation (protocols/secagg.py and the modules that it names)
@@ -85,6 +86,8 @@ SECAGG_ROUNDING = b"lianmo/v1/secagg/rounding"
 
 # tasks (federation/tasks)
 BANK_STATISTIC = b"lianmo/v1/bank-statistic"
+BATCHES = b"lianmo/v1/batches"
+PRIVACY_NOISE = b"lianmo/v1/privacy-noise"
 QUANTISE = b"lianmo/v1/quantise"
 HOLD_OUT = b"lianmo/v1/hold-out"
 DECOY = b"lianmo/v1/decoy"

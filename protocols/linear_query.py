@@ -23,8 +23,9 @@ Not covered  a bank that asks outside its customers (the audit, section 6), what
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import Executor
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import astuple, dataclass, field
 from hashlib import sha256
 
@@ -319,10 +320,36 @@ class Department:
         answer = self._answer(query, nu)
         return answer, ForwardMask(query.context, query.batch, query.index, pack(nu, Q_BITS))
 
-    def _answer(self, query: Query, nu: NDArray[np.int64] | None) -> Answer:
+    def answer_shared(self, query: Query, banks: Sequence[str]) -> Answer:
+        """For one of several banks: w + nu_b, where the nu of all banks add up to nought mod q.
+
+        The same token of every bank is for the same statistic: what one bank opens says nothing,
+        and only the sum over all banks is M^T (v_1 + ... + v_k) (PROTOCOLS.md section 7). banks:
+        this querier among them, the same at every call of an attempt.
+        """
+        self._token(query)
+        names = sorted(banks)
+        if self.querier not in names or len(set(names)) != len(names) or len(names) < 2:
+            raise ParameterError("the banks are two or more, once each, this querier among them")
+        of = names[:-1] if self.querier == names[-1] else [self.querier]
+        nu = np.zeros(self.layout.columns, np.int64)
+        inputs = digest(self._matrix_digest, *names)
+        for name in of:
+            stream = self._randomness.stream(
+                labels.BANK_SHARE,
+                peer=name,
+                stage=self._coins.matrix,
+                step=query.batch,
+                column=query.index,
+                inputs=inputs,
+            )
+            nu = (nu + uniform_mod_q(stream, self.layout.columns)) % Q
+        return self._answer(query, -nu % Q if self.querier == names[-1] else nu, "shared")
+
+    def _answer(self, query: Query, nu: NDArray[np.int64] | None, how: str = "masked") -> Answer:
         token, of_query = self._token(query), query.digest()
         # Both kinds of answer under one token would show w to a querier that must only see w + nu.
-        spent_on = digest(of_query, "plain" if nu is None else "masked")
+        spent_on = digest(of_query, "plain" if nu is None else how)
         # A repeat gets the stored bytes, never a fresh answer: averaging answers under new rho
         # would take the noise away and show M^T e, which depends on M.
         stored = self._answers.answered(token)
@@ -515,23 +542,54 @@ class Bank:
         gives the same query again; one spent on anything else is burnt and skipped. ProtocolError
         if none is left.
         """
-        limit = self.parameters.limb_max
-        if v.shape != (self.rows,) or v.dtype != np.int64:
-            raise ParameterError(f"v is {v.shape} of {v.dtype}, not ({self.rows},) of int64")
-        if max(int(v.max()), -int(v.min())) > limit:
-            raise ParameterError(f"a value of v is beyond {limit}: split it into limbs")
-        v = np.require(v, np.int64, ["C", "W"])
-        values = self._digest(v)
+        v = self._checked(v)
         for number, index in self._tokens_left():
             self._next = (number, index + 1)
-            query = self._encrypt(number, index, v, values)
+            query = self._encrypt(number, index, v, self._executor)
             token, spent_on = self._token(number, index), query.digest()
             known = self._spent.digest(token)
             if known is None:
                 self._spent.spend(token, spent_on, query.b.tobytes())
             if known is None or known == spent_on:
                 return query
-        raise ProtocolError("no token left: the job has to ask for more, and their exposure counts")
+        raise ProtocolError(_ALL_SPENT)
+
+    def queries(self, vectors: Iterable[NDArray[np.int64]]) -> Iterator[Query]:
+        """`query` for one v after the other; the executor encrypts a few of them ahead."""
+        if self._executor is None:
+            yield from map(self.query, vectors)
+            return
+        self._public()  # here, because a pool must not wait for itself
+        ahead: deque[tuple[TokenId, Future[Query]]] = deque()
+        for v in vectors:
+            v = self._checked(v)
+            at = next(self._tokens_left(), None)
+            if at is None:
+                raise ProtocolError(_ALL_SPENT)
+            if self._spent.digest(token := self._token(*at)) is not None:
+                while ahead:
+                    yield self._spend(*ahead.popleft())
+                yield self.query(v)  # spent by an earlier run, on this v or on another
+                continue
+            self._next = (at[0], at[1] + 1)
+            ahead.append((token, self._executor.submit(self._encrypt, *at, v, None)))
+            if len(ahead) > _AHEAD:
+                yield self._spend(*ahead.popleft())
+        while ahead:
+            yield self._spend(*ahead.popleft())
+
+    def _spend(self, token: TokenId, made: Future[Query]) -> Query:
+        query = made.result()
+        self._spent.spend(token, query.digest(), query.b.tobytes())
+        return query
+
+    def _checked(self, v: NDArray[np.int64]) -> NDArray[np.int64]:
+        limit = self.parameters.limb_max
+        if v.shape != (self.rows,) or v.dtype != np.int64:
+            raise ParameterError(f"v is {v.shape} of {v.dtype}, not ({self.rows},) of int64")
+        if max(int(v.max()), -int(v.min())) > limit:
+            raise ParameterError(f"a value of v is beyond {limit}: split it into limbs")
+        return np.require(v, np.int64, ["C", "W"])
 
     def open(self, department: str, answer: Answer) -> NDArray[np.int64]:
         """M^T v of the query's v, one value a column."""
@@ -581,7 +639,7 @@ class Bank:
         limit = self.parameters.limb_max
         if (beyond := int((np.abs(v) > limit).sum())) > 0:
             raise ProtocolError(f"{beyond} rows of v are beyond {limit}, or no values at all")
-        again = self._encrypt(query.batch, query.index, v, self._digest(v))
+        again = self._encrypt(query.batch, query.index, v, self._executor)
         if again.b.tobytes() != query.b.tobytes():
             raise ProtocolError("b is not what the seed makes of its v: another error or secret")
         return v
@@ -611,9 +669,12 @@ class Bank:
             self._lanes = rlwe.public_lanes(transformed)
         return self._lanes
 
-    def _encrypt(self, number: int, index: int, v: NDArray[np.int64], values: bytes) -> Query:
+    def _encrypt(
+        self, number: int, index: int, v: NDArray[np.int64], executor: Executor | None
+    ) -> Query:
+        inputs = self._digest(v)
         stream = self._randomness.stream(
-            labels.QUERY_ERROR, stage=self._coins.matrix, step=number, column=index, inputs=values
+            labels.QUERY_ERROR, stage=self._coins.matrix, step=number, column=index, inputs=inputs
         )
         error = centred_binomial(stream, self.rows)
         b = rlwe.encrypt_vector(
@@ -622,7 +683,7 @@ class Bank:
             error,
             v,
             self.parameters.delta,
-            self._executor,
+            executor,
         )
         return Query(self._context, number, index, pack(b, Q_BITS))
 
@@ -658,7 +719,9 @@ class Bank:
 # ------------------------------------------------------------------------------ helpers
 
 
-_ROWS_A_TURN = 1 << 14  # rows of an answer that one thread sums at a time, at least
+_ROWS_A_TURN = 1 << 15  # rows of an answer that one thread sums at a time, at least
+_AHEAD = 3  # queries that are encrypted before they are wanted: rows x 22 bytes each
+_ALL_SPENT = "no token left: the job has to ask for more, and their exposure counts"
 _FOREIGN = "the message belongs to another job, attempt, querier, matrix or parameter set"
 
 

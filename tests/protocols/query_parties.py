@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +16,11 @@ from protocols.streams import Randomness
 
 MANIFEST = hashlib.sha256(b"manifest").digest()
 JOINT_SEED = hashlib.sha256(b"joint").digest()
+
+
+def joint_seed(querier: str) -> bytes:
+    """Never shared between banks."""
+    return JOINT_SEED if querier == "bank" else hashlib.sha256(querier.encode()).digest()
 
 
 @dataclass
@@ -30,29 +36,33 @@ class Setting:
     spent: MemorySpentBook = field(default_factory=MemorySpentBook)
     answers: MemoryAnswerBook = field(default_factory=MemoryAnswerBook)
 
-    def bank(self, cls: type[Bank] = Bank, seed: bytes = b"bank") -> Bank:
+    def bank(self, cls: type[Bank] = Bank, seed: bytes = b"bank", name: str = "bank") -> Bank:
         return cls(
             rows=self.layout.rows,
             parameters=self.parameters,
-            joint_seed=JOINT_SEED,
-            name="bank",
+            joint_seed=joint_seed(name),
+            name=name,
             manifest=MANIFEST,
             attempt=self.attempt,
             matrix=self.matrix,
             randomness=Randomness(hashlib.sha256(seed).digest(), MANIFEST, self.attempt),
             spent=self.spent,
+            executor=executor,
         )
 
     def department(
-        self, cls: type[Department] = Department, seed: bytes = b"department"
+        self,
+        cls: type[Department] = Department,
+        seed: bytes = b"department",
+        querier: str = "bank",
     ) -> Department:
         department = cls(
             layout=self.layout,
             bins=self.bins,
             integers=self.integers,
             parameters=self.parameters,
-            joint_seed=JOINT_SEED,
-            querier="bank",
+            joint_seed=joint_seed(querier),
+            querier=querier,
             name="tax",
             manifest=MANIFEST,
             attempt=self.attempt,
