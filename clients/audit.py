@@ -219,14 +219,32 @@ class AuditLog:
         )
         return self.receipt(entry.seq)
 
-    def trust_card(self, envelope: Envelope, now: datetime) -> Card:
+    def trust_card(
+        self,
+        envelope: Envelope,
+        now: datetime,
+        *,
+        how: str = "by hand",
+        compared: str | None = None,
+        decided: str | None = None,
+    ) -> Card:
         """Trust a card (`Home.trust_card`); one that was trusted already makes no entry."""
         found, known = envelope.unverified(Card), self._home.trust()
         if found.org in known and known.card(found.org) == found:
             return self._home.trust_card(envelope)
+        # nothing is entered for a card that will not be taken
+        known.with_card(envelope, compared=compared, decided=decided)
         with self.together(now):
-            self.append(Action.CARD_TRUSTED, found.digest(), now)
-            return self._home.trust_card(envelope)
+            action = Action.KEYS_CHANGED if found.org in known else Action.CARD_TRUSTED
+            self.append(action, found.digest(), now)
+            return self._home.trust_card(envelope, how=how, compared=compared, decided=decided)
+
+    def distrust(self, org: str, now: datetime) -> None:
+        """Take an organisation's card out."""
+        found = self._home.trust().card(org)
+        with self.together(now):
+            self.append(Action.CARD_DISTRUSTED, found.digest(), now)
+            self._home.keyring.distrust(org)
 
     def require_clock(self, now: datetime) -> None:
         """Raises Refused if the clock is behind the last entry: times would be worth nothing."""

@@ -9,7 +9,6 @@ are verified by whoever uses them.
 
 from __future__ import annotations
 
-import hashlib
 import random
 import secrets
 import ssl
@@ -42,6 +41,7 @@ from federation.api import (
 )
 from federation.envelope import Envelope
 from federation.errors import IntegrityError, LianmoError, NotFound, Unavailable, UsageError
+from federation.network import Bundle
 from federation.objects import OrgKind
 from federation.trust import TrustStore
 
@@ -86,10 +86,8 @@ class CoordinatorClient:
     """One connection pool to the coordinator; safe to use from several threads."""
 
     def __init__(self, home: Home, *, retry_s: float = RETRY_S) -> None:
-        trust = home.trust()
-        self.platform = platform_of(trust)
-        leaf = certificates.der(trust.card(self.platform).tls_certificate)
-        self._pin = hashlib.sha256(leaf).digest()
+        self._home = home
+        self.platform = platform_of(home.trust())
         self._retry_s, self._max_bytes = retry_s, home.config.max_response_bytes
         self._http = httpx.Client(
             base_url=coordinator_url(home) + API,
@@ -145,6 +143,17 @@ class CoordinatorClient:
     def catalogue(self) -> Iterator[CatalogueEntry]:
         """Every published dataset entry."""
         return self._pages(CatalogueEntry, "/catalogue")
+
+    # --- network ----------------------------------------------------------------------------------
+
+    def network(self) -> Bundle:
+        """The founders' documents that the coordinator has."""
+        return Bundle.from_json(self._send("GET", "/network")[1])
+
+    def hand_in(self, bundle: Bundle) -> Bundle:
+        """Give documents to be given on; returns all there are."""
+        headers = {"content-type": "application/json"}
+        return Bundle.from_json(self._send("POST", "/network", bundle.to_json(), headers)[1])
 
     # --- jobs -------------------------------------------------------------------------------------
 
@@ -254,7 +263,8 @@ class CoordinatorClient:
     def _require_pinned(self, response: httpx.Response) -> None:
         stream: Any = response.extensions["network_stream"]
         shown = stream.get_extra_info("ssl_object").getpeercert(True)
-        if hashlib.sha256(shown).digest() != self._pin:
+        card = self._home.trust().card(self.platform)  # just now: it may have renewed its keys
+        if shown != certificates.der(card.tls_certificate):
             todo = "if it has renewed its certificate, trust its new card"
             what = "showed another certificate than the one in its trusted card"
             raise IntegrityError(what, party=self.platform, todo=todo)

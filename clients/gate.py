@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from clients import registries
 from clients.audit import AuditLog
+from clients.clock import ClockWatch
 from clients.home import Home
 from clients.lookup import Lookup, OneValue
 from clients.sources import OpenSnapshot
@@ -76,8 +77,10 @@ class Gate:
         now: Callable[[], datetime],
         *,
         exposure_limit: float = EXPOSURE_REFUSES,
+        clock: ClockWatch | None = None,
     ) -> None:
         """exposure_limit: may tighten the default, never widen it."""
+        self._clock = clock or ClockWatch()
         self._home, self._store, self._now = home, store, now
         self._exposure_limit = min(exposure_limit, EXPOSURE_REFUSES)
         self._audit = AuditLog(home, store)
@@ -196,6 +199,7 @@ class Gate:
     ) -> Admission:
         trust, now, me = self._home.trust(), self._now(), self._home.org
         self._audit.require_clock(now)
+        self._clock.require(now)
         at.check = Check.APPROVALS
         words = self._all_words(manifest, approvals, trust, now)
         job = check_job(

@@ -184,9 +184,16 @@ class Home:
         """Who takes part in this home's network just now; without one, everybody it trusts."""
         return self.network.standing(self.trust())
 
-    def trust_card(self, envelope: Envelope) -> Card:
-        """Trust a card; the caller has made sure of its fingerprint."""
-        return self.keyring.trust_card(envelope)
+    def trust_card(
+        self,
+        envelope: Envelope,
+        *,
+        how: str = "by hand",
+        compared: str | None = None,
+        decided: str | None = None,
+    ) -> Card:
+        """Trust a card; the caller has made sure of its fingerprint (`Keyring.trust_card`)."""
+        return self.keyring.trust_card(envelope, how=how, compared=compared, decided=decided)
 
     def rounding_secret(self) -> bytes:
         """Rounds every score that this organisation ever seals; made when first asked for.

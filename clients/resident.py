@@ -21,8 +21,9 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from clients import kernels
+from clients import kernels, network
 from clients.audit import AuditLog
+from clients.clock import ClockWatch
 from clients.coordinator_client import CoordinatorClient, platform_of
 from clients.gate import Gate
 from clients.home import Home
@@ -32,8 +33,9 @@ from clients.runner import Admission, Books, Outcome, Program, Runner
 from clients.runner import Gate as GateProtocol
 from clients.store import Store
 from federation import certificates, keyring
-from federation.errors import Conflict, LianmoError, Unavailable, UsageError
-from federation.objects import Usage, utc_text
+from federation.api import NETWORK_S
+from federation.errors import Conflict, LianmoError, Refused, Unavailable, UsageError
+from federation.objects import Usage, utc_text, utc_time
 from federation.tasks.party import Party
 
 log = logging.getLogger(__name__)
@@ -87,13 +89,17 @@ def serve(
     ):
         audit = AuditLog(home, store)
         audit.require_sound(_now())
+        audit.require_clock(_now())
+        clock = ClockWatch()
         _on_signals(stopped.set)
-        node_id = _register(home, client, stopped)
+        node_id = _register(home, audit, client, clock, stopped)
         if node_id is None:
             return
+        followed = (home, audit, client, clock, stopped)
+        threading.Thread(target=_follow, args=followed, name="network", daemon=True).start()
         runner = Runner(
             home,
-            gate=gate(home, store) if gate else Gate(home, store, _now),
+            gate=gate(home, store) if gate else Gate(home, store, _now, clock=clock),
             program=program or partial(_installed_program, home),
             relay=relay,
             coordinator=client,
@@ -193,18 +199,60 @@ def _linked(relay: RelayClient) -> Iterator[RelayClient]:
         leaving.join(LEAVE_S)
 
 
-def _register(home: Home, client: CoordinatorClient, stopped: threading.Event) -> int | None:
-    """Show our card until the coordinator takes it; None if the node is stopped meanwhile."""
+def _register(
+    home: Home,
+    audit: AuditLog,
+    client: CoordinatorClient,
+    clock: ClockWatch,
+    stopped: threading.Event,
+) -> int | None:
+    """Show our card until the coordinator takes it; None if the node is stopped meanwhile.
+
+    Raises Refused if the clock is too far from the coordinator's. An organisation that is not
+    active in its network waits here until it is.
+    """
     told = ""
     while not stopped.is_set():
         try:
+            clock.compare(utc_time(client.health().time), _now())
+            clock.require(_now())
+            network.sync_once(home, audit, client, _now())
             return int(client.register(home.card()).node_id)
-        except Unavailable as error:
+        except (Unavailable, Refused) as error:
+            if isinstance(error, Refused) and not _waits_for_founders(home):
+                raise
             if error.what != told:
                 log.warning("waiting for the coordinator", extra={"reason": str(error)})
             told = error.what
             stopped.wait(REGISTER_S if told else 0.5)
     return None
+
+
+def _waits_for_founders(home: Home) -> bool:
+    """Whether this organisation is kept out by the network that it joined, as far as it knows."""
+    try:
+        home.standing().require_active(home.org, _now())
+    except Refused:
+        return True
+    return False
+
+
+def _follow(
+    home: Home,
+    audit: AuditLog,
+    client: CoordinatorClient,
+    clock: ClockWatch,
+    stopped: threading.Event,
+) -> None:
+    """Documents of the network, newer cards and the coordinator's clock, until the node ends."""
+    told = ""
+    while not stopped.wait(NETWORK_S):
+        told = network.sync_once(home, audit, client, _now(), told)
+        try:
+            clock.compare(utc_time(client.health().time), _now())
+            clock.require(_now())
+        except LianmoError as error:
+            log.warning("clock", extra={"reason": str(error)})
 
 
 def _after_first_pull(

@@ -50,8 +50,8 @@ USAGES: Mapping[OrgKind, tuple[Usage, ...]] = {
     OrgKind.DEPARTMENT: (*_EVERYBODY, Usage.ANSWER, Usage.MASK, Usage.CERTIFY),
     OrgKind.UTILITY: (*_EVERYBODY, Usage.ANSWER, Usage.MASK),
     OrgKind.GUARANTOR: (*_EVERYBODY, Usage.PROPOSE, Usage.REQUEST, Usage.ANSWER, Usage.MASK),
-    OrgKind.BANK: (*_EVERYBODY, Usage.PROPOSE, Usage.REQUEST),
-    OrgKind.PLATFORM: (*_EVERYBODY, Usage.GRANT, Usage.CERTIFY),
+    OrgKind.BANK: (*_EVERYBODY, Usage.PROPOSE, Usage.REQUEST, Usage.MASK),
+    OrgKind.PLATFORM: (*_EVERYBODY, Usage.GRANT, Usage.CERTIFY, Usage.MASK),
     # RUN: what it replayed, and the shares of escrows that it hands on
     OrgKind.AUDITOR: (
         Usage.ADMIN,

@@ -15,12 +15,15 @@ import contextlib
 import os
 import secrets
 import stat
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 from federation import identity
 from federation.envelope import Envelope, sign
 from federation.errors import IntegrityError, LianmoError, NotFound, Refused
 from federation.identity import Keys, PrivateKey
+from federation.key_log import KeyLog
 from federation.objects import Card, Usage
 from federation.trust import TrustStore, verify_card
 
@@ -66,10 +69,16 @@ class Keyring:
             raise NotFound(f"this organisation has no {usage} key", party=self.own().org)
         _require_mode(file, SECRET_MODE)
         key = PrivateKey.from_pem(usage, file.read_bytes())
-        if key.key_id not in {record.key_id for record in self.own().of_usage(usage)}:
+        if not self._is_of_card(key):
+            self.settle()  # perhaps a newer card was taken and its keys not moved yet
+            key = PrivateKey.from_pem(usage, file.read_bytes())
+        if not self._is_of_card(key):
             what = f"keys/{usage}.pem is not the {usage} key of this organisation's card"
             raise IntegrityError(what, todo="restore both from the same backup")
         return key
+
+    def _is_of_card(self, key: PrivateKey) -> bool:
+        return key.key_id in {record.key_id for record in self.own().of_usage(key.usage)}
 
     def key_file(self, usage: Usage) -> Path:
         """Where a private key is, for libraries that want a file."""
@@ -99,20 +108,88 @@ class Keyring:
             self._trust = state, TrustStore(_read_named(file, self.path) for file in files)
         return self._trust[1]
 
-    def trust_card(self, envelope: Envelope) -> Card:
+    def trust_card(
+        self,
+        envelope: Envelope,
+        *,
+        how: str = "by hand",
+        compared: str | None = None,
+        decided: str | None = None,
+    ) -> Card:
         """Trust an organisation's card, or its newer one; raises Conflict if it contradicts.
 
-        The caller has made sure of the fingerprint.
+        The caller has made sure of the fingerprint; `compared` and `decided` are for a new admin
+        key, as in `TrustStore.with_card`. What changed is noted in the log of key changes.
         """
         before = self.trust()
-        after = before.with_card(envelope)
+        after = before.with_card(envelope, compared=compared, decided=decided)
         card = envelope.unverified(Card)
         if card.org == self.own().org:
             if after.envelope(card.org) != before.envelope(card.org):
                 raise Refused("a card of this very organisation", party=card.org)
             return card
+        known = before.card(card.org) if card.org in before else None
+        if known != card:  # first the note: a crash between the two leaves one line too many
+            KeyLog(self.path).add(known, card, how, datetime.now(UTC))
         write(self.path / "trust" / f"{card.org}.json", after.envelope(card.org).to_json())
         return card
+
+    def distrust(self, org: str) -> None:
+        """Take an organisation's card out; raises NotFound if it is not trusted."""
+        self.trust().card(org)
+        if org == self.own().org:
+            raise Refused("a card of this very organisation", party=org)
+        (self.path / "trust" / f"{org}.json").unlink(missing_ok=True)
+
+    # --- the next card ----------------------------------------------------------------------------
+
+    def prepare(self, card: Envelope, fresh: Mapping[Usage, PrivateKey]) -> None:
+        """Write the next card and its new keys beside the current ones; nothing changes yet."""
+        verify_card(card)
+        for usage, key in fresh.items():
+            write(self.path / "keys" / f"{usage}.next.pem", key.pem(), SECRET_MODE)
+        write(self.path / "card.next.json", card.to_json())
+
+    def prepared(self) -> Envelope | None:
+        """A next card that was prepared and not taken; None if there is none that may follow."""
+        file = self.path / "card.next.json"
+        if not file.is_file():
+            return None
+        card = _read_card(file)
+        return card if card.unverified(Card).serial == self.own().serial + 1 else None
+
+    def advance(self) -> Card:
+        """Take the prepared card: from the moment that card.json is replaced it is the home's."""
+        if (card := self.prepared()) is None:
+            raise NotFound("no next card was prepared", party=self.own().org)
+        old = self.own()
+        KeyLog(self.path).add(old, card.unverified(Card), "here", datetime.now(UTC))
+        write(self.path / "card.json", card.to_json())
+        (self.path / "card.next.json").unlink(missing_ok=True)
+        self.settle()
+        return self.own()
+
+    def settle(self) -> None:
+        """Bring key files in line with the card, also after a crash in the middle of `advance`.
+
+        What an X25519 key was agreed or sealed for may have to be opened for a while yet: its old
+        half stays, under its id. Old signing keys go.
+        """
+        own = self.own()
+        for file in sorted((self.path / "keys").glob("*.next.pem")):
+            usage = Usage(file.name.removesuffix(".next.pem"))
+            if PrivateKey.from_pem(usage, file.read_bytes()).key_id not in {
+                record.key_id for record in own.of_usage(usage)
+            }:
+                continue  # of a card that was never taken
+            current = self.key_file(usage)
+            if usage in (Usage.MASK, Usage.ENCRYPT) and current.is_file():
+                old = PrivateKey.from_pem(usage, current.read_bytes())
+                write_once(current.with_name(f"{usage}-{old.key_id}.pem"), old.pem())
+            file.replace(current)
+        for name, text in (("tls.crt", own.tls_certificate), ("ca.crt", own.ca_certificate)):
+            if (self.path / name).read_text(encoding="ascii", errors="replace") != text:
+                write(self.path / name, text.encode())
 
 
 def write(path: Path, content: bytes, mode: int = PUBLIC_MODE) -> None:

@@ -668,3 +668,11 @@ def make_bulletin(standing: Standing, org: str, now: datetime) -> Bulletin:
     return Bulletin(
         charter=standing.charter_digest, org=org, created=utc_text(now), heads=standing.heads()
     )
+
+
+def confirmed_admin(standing: Standing, org: str, now: datetime) -> str | None:
+    """The admin key (id) that the founders admitted an organisation with."""
+    decision = standing.member(org, now).decision if standing.charter else None
+    if decision is None:
+        return None
+    return key_id(base64.b64decode(decision.admin_spki))

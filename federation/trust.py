@@ -2,8 +2,9 @@
 
 Nothing that a coordinator says enters here: cards come from officers who compared fingerprints,
 and newer cards of the same organisation only under the same admin key, or one that replaced it
-rightly. A signature counts if its key stands in a card here, belongs to the expected organisation, has exactly the expected usage,
-was valid when the object was made and is valid now, and is neither on hold nor revoked.
+rightly. A signature counts if its key stands in a card here, belongs to the expected organisation,
+has exactly the expected usage, was valid when the object was made and is valid now, and is neither
+on hold nor revoked.
 """
 
 from __future__ import annotations

@@ -25,6 +25,8 @@ from starlette.types import Scope
 from federation.api import RunReport
 from federation.envelope import Envelope
 from federation.errors import LianmoError, Unavailable
+from federation.network import confirmed_admin
+from federation.objects import Card
 from federation.trust import TrustStore
 from server.app import Changes, create_app
 from server.config import CoordinatorHome
@@ -54,7 +56,10 @@ class Admitted:
 
     def accept_card(self, envelope: Envelope) -> None:
         """Trust a member's newer card, which its admin key has signed."""
-        card = self._home.keyring.trust_card(envelope)
+        decided = confirmed_admin(
+            self.network.standing(), envelope.unverified(Card).org, datetime.now(UTC)
+        )
+        card = self._home.keyring.trust_card(envelope, how="from itself", decided=decided)
         log.info("newer card", extra={"org": card.org, "serial": card.serial})
         self.refresh()
 

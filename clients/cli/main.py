@@ -27,6 +27,7 @@ from federation.errors import Unavailable
 NOUNS = {
     "init": ("clients.cli.init", "Make the home of one organisation: its keys and its card."),
     "org": ("clients.cli.org", "Show this organisation's card and decide whom to trust."),
+    "network": ("clients.cli.network", "Decide, as founders, who belongs to the network."),
     "registry": ("clients.cli.registry", "Keep the public list of enterprises."),
     "catalogue": ("clients.cli.catalogue", "Describe what this organisation offers."),
     "data": ("clients.cli.data", "Register and check this organisation's own tables."),

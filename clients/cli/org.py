@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 import typer
 
-from clients.cli import approver
+from clients.cli import approver, org_keys
 from clients.cli.common import (
     JsonFlag,
     cannot_write,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True)
 app.add_typer(approver.app, name="approver", help="Keep the persons who approve, and their keys.")
+app.add_typer(org_keys.app)
 
 
 @app.command()
@@ -74,12 +75,19 @@ def trust(
     home = open_home()
     envelopes = [read_envelope(file) for file in files]
     cards = [verify_card(envelope)[0] for envelope in envelopes]
-    told = _told(fingerprint or [], cards)
+    told, store_before = _told(fingerprint or [], cards), home.trust()
+    compared = {}
     for found in cards:  # all are looked at before one is trusted
-        _compare(found, told.get(found.org), known=found.org in home.trust(), yes=yes)
+        before = store_before.card(found.org) if found.org in store_before else None
+        known = before is not None and before.admin.key_id == found.admin.key_id
+        if _compare(found, told.get(found.org), known=known, yes=yes):
+            compared[found.org] = found.admin.key_id
     with opened(home.database_url) as store:
         log, now = AuditLog(home, store), datetime.now(UTC)
-        trusted = [log.trust_card(envelope, now) for envelope in envelopes]
+        trusted = [
+            log.trust_card(envelope, now, compared=compared.get(card.org))
+            for envelope, card in zip(envelopes, cards, strict=True)
+        ]
     rows = [_row(card, home.org) for card in trusted]
     names = ", ".join(card.org for card in trusted)
     verb = "is" if len(trusted) == 1 else "are"
@@ -106,8 +114,8 @@ def _told(fingerprints: list[str], cards: list[Card]) -> dict[str, str]:
     return told
 
 
-def _compare(found: Card, told: str | None, *, known: bool, yes: bool) -> None:
-    """Show a card, and hold its fingerprint against what was told."""
+def _compare(found: Card, told: str | None, *, known: bool, yes: bool) -> bool:
+    """Show a card, and hold its fingerprint against what was told; whether somebody compared."""
     from federation.errors import IntegrityError, Refused, UsageError
     from federation.identity import is_fingerprint
 
@@ -123,6 +131,7 @@ def _compare(found: Card, told: str | None, *, known: bool, yes: bool) -> None:
             raise UsageError("nobody here to confirm the fingerprint", todo=todo)
         if not click.confirm("Did they tell you this fingerprint?", err=True):
             raise Refused("not trusted", party=found.org)
+    return told is not None or (not known and not yes)
 
 
 @app.command("list")

@@ -293,8 +293,9 @@ def test_what_a_card_has_for_other_layers() -> None:
     assert TRUST.mask_key("tax") == TAX.key(Usage.MASK).spki
     assert TRUST.node_key("tax") == TAX.key(Usage.NODE).public_pem
     assert TRUST.tls_ca("tax") == TAX.card.ca_certificate
+    assert TRUST.mask_key("bank-a") == BANK.key(Usage.MASK).spki
     with pytest.raises(Refused, match="no active mask key"):
-        TRUST.mask_key("bank-a")
+        trust_of(make_org("audit", "auditor")).mask_key("audit")
     with pytest.raises(NotFound, match="lianmo org trust"):
         TRUST.card("nobody")
     gone = TRUST.with_card(TAX.with_status(Usage.NODE, KeyStatus.HOLD, NOW).envelope)
