@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -32,7 +32,7 @@ from clients.store import (
 from federation.audit import Action, AuditEntry, Result
 from federation.enquiry import Known
 from federation.envelope import Envelope
-from federation.errors import Conflict, IntegrityError, NotFound
+from federation.errors import Conflict, IntegrityError, LianmoError, NotFound
 from federation.grants import (
     BySubject,
     Change,
@@ -49,6 +49,8 @@ from protocols.streams import encode
 
 GIVEN, HELD, MET = "given", "held", "met"
 CUTS_KEPT = 64
+UNPROVEN = "?"  # in place of a subject: whose word an event is does not show here yet
+VerifyEvent = Callable[[BySubject], VerifiedSubject[GrantEvent]]
 EVENT_ACTIONS = {
     Change.PAUSE: Action.GRANT_PAUSED,
     Change.RESUME: Action.GRANT_RESUMED,
@@ -78,7 +80,7 @@ class Consents:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._status: tuple[bytes, StatusList] | None = None  # the last one read
+        self._status: tuple[tuple[str, int], StatusList] | None = None  # the last one read
 
     def put(self, bundle: BySubject, part: str, now: datetime) -> str:
         """Keep a grant; a second time is nothing. Returns its digest."""
@@ -114,32 +116,39 @@ class Consents:
             query = select(ConsentRow).order_by(ConsentRow.added.desc(), ConsentRow.digest)
             return tuple(map(_stored, session.scalars(query)))
 
-    def put_event(
-        self, verified: VerifiedSubject[GrantEvent], bundle: BySubject, now: datetime
-    ) -> bool:
-        """Keep a verified event; whether it was new."""
+    def put_event(self, bundle: BySubject, verify: VerifyEvent, now: datetime) -> bool:
+        """Keep an event, with whoever it proves to be from; whether it was new.
+
+        One that proves nothing here now is kept too, and tried again whenever it matters: its
+        issuer may come to be accepted later. One that was verified once stays verified.
+        """
+        event = bundle.signed.unverified(GrantEvent)
         with self._store.writing(ConsentEventRow) as session:
-            if session.get(ConsentEventRow, verified.digest) is not None:
+            if session.get(ConsentEventRow, bundle.digest) is not None:
                 return False
             row = ConsentEventRow(
-                digest=verified.digest,
-                consent=verified.object.grant,
-                subject=verified.subject,
+                digest=bundle.digest,
+                consent=event.grant,
+                subject=_signer(bundle, verify),
                 bundle=bundle.to_json(),
                 seen=utc_text(now),
             )
             session.add(row)
             return True
 
-    def events(self, grant: str) -> list[tuple[GrantEvent, str | None]]:
-        """What was said on a grant, and by whom; verified before it was kept."""
+    def events(self, grant: str, verify: VerifyEvent) -> list[tuple[GrantEvent, str | None]]:
+        """What was said on a grant, and by whom (None: the platform)."""
         with self._store.reading() as session:
             query = select(ConsentEventRow).where(ConsentEventRow.consent == grant)
             rows = session.scalars(query.order_by(ConsentEventRow.seen)).all()
-        return [
-            (BySubject.from_json(row.bundle).signed.unverified(GrantEvent), row.subject)
-            for row in rows
-        ]
+        found = []
+        for row in rows:
+            bundle, subject = BySubject.from_json(row.bundle), row.subject
+            if subject == UNPROVEN:
+                subject = _signer(bundle, verify)
+            if subject != UNPROVEN:
+                found.append((bundle.signed.unverified(GrantEvent), subject))
+        return found
 
     def event_bundles(self, grant: str) -> list[BySubject]:
         """The same as they were signed."""
@@ -147,14 +156,24 @@ class Consents:
             query = select(ConsentEventRow.bundle).where(ConsentEventRow.consent == grant)
             return [BySubject.from_json(data) for data in session.scalars(query)]
 
-    def put_status(self, envelope: Envelope, trust: TrustStore, now: datetime) -> StatusList:
-        """Keep a status list that is newer than the one that is here.
+    def missing(self, status: StatusList) -> list[str]:
+        """Which of a list's events are not here."""
+        with self._store.reading() as session:
+            here = {digest[:32] for digest in session.scalars(select(ConsentEventRow.digest))}
+        return [entry for entry in status.events if entry not in here]
 
-        Raises IntegrityError if the platform has not signed it, Conflict for an older one.
+    def put_status(self, envelope: Envelope, trust: TrustStore, now: datetime) -> StatusList:
+        """Keep a status list that is newer than the one that is here, and whole.
+
+        Raises IntegrityError if the platform has not signed it, Conflict for an older one or one
+        that lists events which are not here.
         """
         found = trust.verify(envelope, StatusList, Usage.GRANT, now)
         if trust.card(found.org).org_kind is not OrgKind.PLATFORM:
             raise IntegrityError("a status list is the platform's", party=found.org)
+        if missing := self.missing(found.object):
+            what = f"the status list names {len(missing)} events that are not here"
+            raise Conflict(what, party=found.org, todo="get them first: `lianmo grant sync`")
         with self._store.writing(StatusListRow) as session:
             row = session.get(StatusListRow, found.org)
             if row is not None and row.sequence > found.object.sequence:
@@ -171,11 +190,13 @@ class Consents:
     def status(self) -> StatusList | None:
         """The newest status list; verified before it was kept."""
         with self._store.reading() as session:
-            data = session.scalar(select(StatusListRow.envelope).limit(1))
-        if data is None:
-            return None
-        if self._status is None or self._status[0] != data:
-            self._status = data, Envelope.from_json(data).unverified(StatusList)
+            query = select(StatusListRow.org, StatusListRow.sequence)
+            if (row := session.execute(query.limit(1)).first()) is None:
+                return None
+            key = (row.org, row.sequence)
+            if self._status is None or self._status[0] != key:
+                found = session.get_one(StatusListRow, row.org)
+                self._status = key, Envelope.from_json(found.envelope).unverified(StatusList)
         return self._status[1]
 
     def put_use(self, digest: str, grant: str, notice: UseNotice, now: datetime) -> bool:
@@ -195,6 +216,13 @@ class Consents:
             if grant is not None:
                 query = query.where(UseRow.consent == grant)
             return [UseNotice.model_validate_json(row.notice) for row in session.scalars(query)]
+
+
+def _signer(bundle: BySubject, verify: VerifyEvent) -> str | None:
+    try:
+        return verify(bundle).subject
+    except LianmoError:
+        return UNPROVEN
 
 
 def _stored(row: ConsentRow) -> StoredGrant:
@@ -295,6 +323,12 @@ class Debits:
                 LeakRow(scope=scope, millibits=leak.millibits, snapshot=snapshot, known=plain)
             )
             session.flush()
+
+    def cuts(self, scope: str) -> list[int]:
+        """Which cut points were asked for, in order."""
+        with self._store.reading() as session:
+            row = session.get(CutsRow, scope)
+            return list(row.cuts) if row is not None else []
 
     def asked_cut(self, scope: str, cut: int) -> list[int]:
         """Remember that a cut point was asked for; those before it and itself, each once."""

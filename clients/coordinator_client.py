@@ -13,7 +13,7 @@ import random
 import secrets
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -39,8 +39,18 @@ from federation.api import (
     StopBody,
     error_of,
 )
+from federation.consent_api import (
+    EventBundles,
+    EventsWanted,
+    Inbox,
+    Notices,
+    Outbox,
+    StatusBody,
+    Taken,
+)
 from federation.envelope import Envelope
 from federation.errors import IntegrityError, LianmoError, NotFound, Unavailable, UsageError
+from federation.grants import BySubject
 from federation.network import Bundle
 from federation.objects import OrgKind
 from federation.trust import TrustStore
@@ -184,6 +194,42 @@ class CoordinatorClient:
     def stop(self, job: str, words: str = "") -> JobDetail:
         """End a job for all its parties."""
         return self._call(JobDetail, "POST", f"/jobs/{job}/stop", StopBody(words=words))
+
+    # --- questions on enterprises, and their grants -----------------------------------------------
+
+    def ask_sealed(self, provider: str, sealed: bytes) -> bytes:
+        """A provider's sealed answer; the same bytes again are the same question."""
+        headers = {"content-type": "application/octet-stream"}
+        return self._send("POST", f"/sealed/{provider}", sealed, headers)[1]
+
+    def take_sealed(self, wait_s: float) -> Inbox:
+        """The sealed questions that wait for this organisation's node."""
+        return self._call(Inbox, "GET", f"/sealed?wait={wait_s:g}")
+
+    def reply_sealed(self, body: Outbox) -> Inbox:
+        """Hand in sealed answers; what waits by now comes back."""
+        return self._call(Inbox, "POST", "/sealed", body, key="")
+
+    def hand_in_event(self, bundle: BySubject) -> Taken:
+        """Hand in a pause, resumption or revocation of a grant."""
+        return self._call(Taken, "POST", "/grants/events", bundle)
+
+    def revoke_certificate(self, revocation: Envelope) -> Taken:
+        """Hand in the revocation of a subject's certificate."""
+        return self._call(Taken, "POST", "/grants/certificate-revocations", revocation)
+
+    def status_list(self) -> Envelope:
+        """The newest list of what happened to grants."""
+        return self._call(StatusBody, "GET", "/grants/status").status
+
+    def grant_events(self, entries: Sequence[str]) -> tuple[BySubject, ...]:
+        """The events of these entries of a status list."""
+        body = EventsWanted(events=tuple(entries))
+        return self._call(EventBundles, "POST", "/grants/events/wanted", body, key="").items
+
+    def notices(self, mailbox: str, after: int = 0) -> Notices:
+        """Sealed receipts for a key of this organisation's card."""
+        return self._call(Notices, "GET", f"/grants/notices/{mailbox}?after={after}")
 
     # --- inside -----------------------------------------------------------------------------------
 

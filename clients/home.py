@@ -56,13 +56,14 @@ class Config(BaseModel):
     database_url: SecretStr | None = None  # default: state.db in the home
     connect_timeout_s: PositiveFloat = 10
     request_timeout_s: PositiveFloat = 30
-    peer_timeout_s: PositiveFloat = 600  # how long a party program waits for a message
-    reconnect_wait_s: PositiveFloat = 600  # how long a lost party is waited for
-    max_frame_bytes: PositiveInt = 64 * 2**20
+    peer_timeout_s: PositiveFloat = 600  # how long a party that is there may take for a message
+    reconnect_wait_s: PositiveFloat = 600  # how long a party that is away is waited for
+    max_frame_bytes: PositiveInt = 256 * 2**20  # of one message between parties, either way
     max_response_bytes: PositiveInt = 16 * 2**20  # of anything that the coordinator sends
     workers: Annotated[int, Field(ge=1, le=256)] = 2  # jobs at once
     threads: Annotated[int, Field(ge=0, le=256)] = 0  # of heavy local work; 0: one a core
     coordinator: dict[str, Any] = {}  # of the platform's home; `server/config.py` reads it
+    verification: dict[str, Any] = {}  # `clients/verification_settings.py` reads it
 
 
 class Home:
@@ -256,7 +257,7 @@ def _read_config(file: Path, environment: Mapping[str, str]) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         what = f"{file} is not valid TOML ({error})"
         raise UsageError(what, todo="correct it, or take it from a backup") from None
-    names = Config.model_fields.keys() - {"org", "coordinator"}
+    names = Config.model_fields.keys() - {"org", "coordinator", "verification"}
     settings |= {n: v for n in names if (v := environment.get(f"LIANMO_{n.upper()}"))}
     try:
         return Config.model_validate(settings)

@@ -7,8 +7,9 @@ Grant        the terms with who signed them; pauses, resumptions and the revocat
              events, and the state is a pure function of these and the clock
 Subject      an enterprise's key is known by its card, which it signs itself, and a certificate on
              that card by somebody whom the *provider* lists in its own settings (ADR 9)
-Status list  the platform's word on what is paused or revoked; a provider that has no fresh one
-             refuses. It can only take away: no list revives what a signed event has ended
+Status list  the platform's word on which events there are; it counts at a provider once every one
+             of them is there, and without a fresh one the provider refuses. So nobody can hold a
+             revocation back for longer than a list lives, nor make one up
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ from federation.trust import CLOCK_SKEW, TrustStore
 GRANT_LIFE = timedelta(days=90)
 CERTIFICATE_LIFE = timedelta(days=366)
 MAX_FILE = 1 << 17
-MAX_LISTED = 24_000  # entries of a status list: below the 1 MiB of a signed object
+MAX_LISTED = 14_000  # entries of each sort: together below the 1 MiB of a signed object
 
 Nonce = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 T = TypeVar("T", bound=SignedObject)
@@ -220,23 +221,21 @@ class State(StrEnum):
     EXHAUSTED = "exhausted"
 
 
-def state_of(
-    grant: Grant, events: Iterable[GrantEvent], now: datetime, *, uses: int = 0, listed: str = ""
-) -> State:
-    """The state that follows from the verified events, the uses and the status list's letter.
+def state_of(grant: Grant, events: Iterable[GrantEvent], now: datetime, *, uses: int = 0) -> State:
+    """The state that follows from the subject's verified events and the uses.
 
     A revocation is final whatever came after it; of pauses and resumptions that are in effect, the
     highest number counts, and of two with one number the pause.
     """
     done = [event for event in events if utc_time(event.effective) <= now]
-    if listed == LISTED[Change.REVOKE] or any(e.change is Change.REVOKE for e in done):
+    if any(event.change is Change.REVOKE for event in done):
         return State.REVOKED
     if now >= utc_time(grant.expires):
         return State.EXPIRED
     if uses >= grant.max_uses:
         return State.EXHAUSTED
     last = max(done, key=lambda e: (e.number, e.change is Change.PAUSE), default=None)
-    if listed == LISTED[Change.PAUSE] or (last is not None and last.change is Change.PAUSE):
+    if last is not None and last.change is Change.PAUSE:
         return State.PAUSED
     return State.PENDING if now < utc_time(grant.not_before) else State.ACTIVE
 
@@ -453,15 +452,14 @@ def _require_signature(envelope: Envelope, key: KeyRecord) -> None:
 
 # --- status lists ---------------------------------------------------------------------------------
 
-LISTED = {Change.PAUSE: "p", Change.REVOKE: "r"}
-Listed = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}[pr]$")]
+Listed = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 
 
 class StatusList(SignedObject):
-    """What is paused or revoked, by the first 16 bytes of the digest of a grant or certificate.
+    """Which events and revoked certificates there are, by the first 16 bytes of their digests.
 
-    Digests, and not a bitmap: whoever drafts a grant cannot know a free place in one, and here two
-    grants never share an entry (ADR 9).
+    Digests, and not a bitmap: whoever drafts a grant cannot know a free place in one, and whether
+    an event is the subject's is judged where the grant is known, at the provider (ADR 9).
     """
 
     kind: ClassVar[str] = "status-list"
@@ -470,18 +468,15 @@ class StatusList(SignedObject):
     sequence: Count  # grows with every list: an older one is a rollback
     created: Time
     next_update: Time
-    entries: Annotated[tuple[Listed, ...], Field(max_length=MAX_LISTED)]
+    events: Annotated[tuple[Listed, ...], Field(max_length=MAX_LISTED)]
+    certificates: Annotated[tuple[Listed, ...], Field(max_length=MAX_LISTED)]  # revoked ones
 
     @model_validator(mode="after")
     def _sorted(self) -> Self:
-        if list(self.entries) != sorted(set(self.entries)):
-            raise ValueError("the entries are sorted, each once")
+        for entries in (self.events, self.certificates):
+            if list(entries) != sorted(set(entries)):
+                raise ValueError("the entries are sorted, each once")
         return self
-
-    def listed(self, digest: str) -> str:
-        """The letter of a digest: the graver one if there are two, empty if it is not listed."""
-        found = {entry[32] for entry in self.entries if entry[:32] == digest[:32]}
-        return "r" if "r" in found else "".join(found)
 
 
 # --- what the subject is told ---------------------------------------------------------------------

@@ -201,6 +201,14 @@ class Ask(Part):
         """As it is sealed."""
         return rfc8785.dumps(self.model_dump(mode="json", by_alias=True))
 
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Ask:
+        """What was sealed; IntegrityError for anything else."""
+        try:
+            return cls.model_validate(parse(data))
+        except ValidationError:
+            raise IntegrityError("not a request with its grant") from None
+
 
 class Reply(Part):
     """What is sealed to the verifier."""
@@ -279,6 +287,7 @@ class Asked(Generic[A]):
     digest: str
     grant: Grant
     grant_digest: str
+    bundle: BySubject = field(repr=False)
     consent: VerifiedSubject[Grant] = field(repr=False)
     places: tuple[Granted, ...]
 
@@ -311,7 +320,7 @@ def check_asked(
     """Checks 2 to 10 on what a sender's frame held (1 is `sealing.unseal`); raises Denied."""
     progress = progress or Progress()
     with _check(Check.ENVELOPE):  # 2
-        ask = _ask(content)
+        ask = Ask.from_bytes(content)
         progress.digest = hashlib.sha256(ask.request.payload).hexdigest()
         found = ask.request.unverified(kind)
         progress.grant = found.grant
@@ -337,7 +346,7 @@ def check_asked(
     _require_questions(found, grant, places)  # 8
     require_in_force(grant, consent, policy, facts, now)  # 9
     _require_policy(found, places, policy)  # 10
-    return Asked(found, progress.digest, grant, consent.digest, consent, places)
+    return Asked(found, progress.digest, grant, consent.digest, ask.grant, consent, places)
 
 
 def require_in_force(
@@ -355,7 +364,7 @@ def require_in_force(
     ):
         what = "there is no status list that is fresh enough"
         raise Denied(Check.IN_FORCE, Reason.STALE_STATUS, what)
-    if consent.certificate is not None and status.listed(consent.certificate):
+    if consent.certificate is not None and consent.certificate[:32] in status.certificates:
         what = "the certificate of the subject's key is revoked"
         raise Denied(Check.IN_FORCE, Reason.REVOKED, what)
     events = [
@@ -364,7 +373,7 @@ def require_in_force(
         if subject == grant.subject or (subject is None and grant.assurance is Assurance.A1)
     ]
     # uses are counted and debited together, at 11
-    state = state_of(grant, events, now, listed=status.listed(consent.digest))
+    state = state_of(grant, events, now)
     if state is not State.ACTIVE:
         reason = _NOT_ACTIVE[state]
         raise Denied(Check.IN_FORCE, reason, f"the grant is {state}")
@@ -377,13 +386,6 @@ _NOT_ACTIVE = {
     State.EXPIRED: Reason.EXPIRED,
     State.EXHAUSTED: Reason.USES,
 }
-
-
-def _ask(content: bytes) -> Ask:
-    try:
-        return Ask.model_validate(parse(content))
-    except ValidationError:
-        raise IntegrityError("not a request with its grant") from None
 
 
 def _require_fresh(found: Asking, facts: Facts, now: datetime) -> None:

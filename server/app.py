@@ -15,7 +15,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from http import HTTPStatus
 from importlib.metadata import version
@@ -373,6 +373,7 @@ def create_app(
     identify: Identify,
     now: Callable[[], datetime],
     network: NetworkDesk | None = None,
+    others: Sequence[APIRouter] = (),
 ) -> ASGIApp:
     """The API as an ASGI application; `identify` says whose certificate a connection has."""
     api = APIRouter(prefix=API)
@@ -493,6 +494,8 @@ def create_app(
         },
         responses={"default": {"model": Problem, "content": {PROBLEM_TYPE: {}}}},
     )
+    for other in others:  # endpoints of other modules
+        api.include_router(other)
     app.include_router(api)
     require_active = network.require_active if network is not None else lambda org: None
     return Guard(app, identify=identify, store=store, now=now, require_active=require_active)

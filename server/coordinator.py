@@ -26,16 +26,19 @@ from federation.api import RunReport
 from federation.envelope import Envelope
 from federation.errors import LianmoError, Unavailable
 from federation.network import confirmed_admin
-from federation.objects import Card
+from federation.objects import Card, Usage
 from federation.trust import TrustStore
 from server.app import Changes, create_app
 from server.config import CoordinatorHome
+from server.consents import Consents
 from server.flower import SuperLink, flower_apis
 from server.governance import Governance, Rules
 from server.network import NetworkDesk
 from server.processes import Launcher, RelayProcess
 from server.store import Store
 from server.tls import CERTIFICATE_KEY, CertificateProtocol, PublicTls
+from server.verification import SealedRelay
+from server.verification import router as sealed_router
 
 log = logging.getLogger(__name__)
 
@@ -154,9 +157,20 @@ class Coordinator:
             identify=self.admitted.org_of,
             now=lambda: datetime.now(UTC),
             network=self.admitted.network,
+            others=[sealed_router(SealedRelay(), self._consents())],
         )
         self.fleet, self.runtime = flower_apis(
             self.superlink, owns=self.admitted.owns, on_report=self._on_report, other=api
+        )
+
+    def _consents(self) -> Consents:
+        home = self.home
+        return Consents(
+            self.store,
+            platform=home.org,
+            key=lambda: home.keyring.key(Usage.GRANT),
+            trust=lambda: self.admitted.trust,
+            now=lambda: datetime.now(UTC),
         )
 
     async def _on_report(self, run_id: int, body: bytes) -> None:

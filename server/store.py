@@ -165,6 +165,51 @@ class IdempotencyRow(Base):
     created: Mapped[datetime] = mapped_column(UtcTime, index=True)
 
 
+class GrantEventRow(Base):
+    """A pause, resumption or revocation, as a subject signed it."""
+
+    __tablename__ = "grant_events"
+
+    digest: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    sender: Mapped[str] = mapped_column(sa.String(32), index=True)
+    bundle: Mapped[bytes] = mapped_column(sa.LargeBinary)
+    created: Mapped[datetime] = mapped_column(UtcTime)
+
+
+class CertificateRevocationRow(Base):
+    """A certificate of a subject's keys that its issuer has taken back."""
+
+    __tablename__ = "certificate_revocations"
+
+    certificate: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    envelope: Mapped[bytes] = mapped_column(sa.LargeBinary)
+    created: Mapped[datetime] = mapped_column(UtcTime)
+
+
+class StatusListRow(Base):
+    """The newest status list of the platform."""
+
+    __tablename__ = "status_lists"
+
+    org: Mapped[str] = mapped_column(sa.String(32), primary_key=True)
+    sequence: Mapped[int] = mapped_column(sa.BigInteger)
+    envelope: Mapped[bytes] = mapped_column(sa.LargeBinary)
+    created: Mapped[datetime] = mapped_column(UtcTime)
+
+
+class NoticeRow(Base):
+    """A sealed receipt until its subject fetches it."""
+
+    __tablename__ = "notices"
+    __table_args__ = (sa.Index("ix_notices_mailbox", "mailbox", "number"),)
+
+    number: Mapped[int] = mapped_column(BIG, primary_key=True, autoincrement=True)
+    mailbox: Mapped[str] = mapped_column(sa.String(32))
+    sender: Mapped[str] = mapped_column(sa.String(32))
+    sealed: Mapped[bytes] = mapped_column(sa.LargeBinary)
+    created: Mapped[datetime] = mapped_column(UtcTime)
+
+
 class Store:
     """The database behind governance; opening it brings the schema up to date."""
 

@@ -1,0 +1,443 @@
+"""What banks, enterprises, issuers and owners do with grants, each in its own home.
+
+bank        draft -> the enterprise signs -> hold -> questions (clients/verifier.py)
+enterprise  identity, sign, change (pause, resume, revoke), history
+issuer      certify, revoke_certificate
+owner       sync: every event that the platform lists, then the list; without it nothing is answered
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from pydantic import ValidationError
+
+from clients.audit import AuditLog
+from clients.consent import EVENT_ACTIONS, GIVEN, HELD, Consents, VerifyEvent
+from clients.coordinator_client import CoordinatorClient
+from clients.home import Home, explain
+from clients.store import Store
+from clients.verification_settings import VerificationSettings
+from federation import sealing
+from federation.audit import verify_receipt
+from federation.catalogue import Assurance, Dataset, Question
+from federation.envelope import Envelope, parse, sign
+from federation.errors import IntegrityError, LianmoError, NotFound, Refused, UsageError
+from federation.grants import (
+    BySubject,
+    Capacity,
+    CertificateRevocation,
+    Change,
+    Channel,
+    Grant,
+    GrantEvent,
+    GrantItem,
+    Language,
+    NamedOrg,
+    State,
+    StatusList,
+    SubjectCard,
+    SubjectCertificate,
+    Terms,
+    Use,
+    UseNotice,
+    notice_digest,
+    require_grant,
+    state_of,
+    verify_by_subject,
+    verify_card,
+)
+from federation.identity import KEY_LIFE, PrivateKey
+from federation.keyring import write
+from federation.objects import KeyRecord, OrgKind, Purpose, Usage, utc_text
+
+FETCH = 200  # events at once
+CERTIFICATE_DAYS = 365
+
+
+# --- the bank -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One field that a bank wants to ask about."""
+
+    provider: str
+    dataset: str
+    field: str
+    ops: tuple[Question, ...] = ()
+    periods: tuple[str, ...] = ("current",)
+    thresholds: tuple[str, ...] = ()
+
+
+def draft(
+    home: Home,
+    catalogue: Mapping[tuple[str, str], Dataset],
+    *,
+    subject: str,
+    wanted: Sequence[Wanted],
+    purpose: Purpose,
+    channel: Channel,
+    now: datetime,
+    days: int = 30,
+    max_uses: int = 1,
+    min_interval_s: int = 0,
+    retain_days: int = 30,
+    lang: Language = Language.ZH,
+    model: str | None = None,
+) -> Terms:
+    """Terms for an enterprise to read and sign; raises Refused for what no entry offers.
+
+    catalogue: verified entries by (owner, dataset).
+    """
+    items = tuple(_item(one, catalogue, purpose, channel) for one in wanted)
+    trust = home.trust()
+    orgs = dict.fromkeys([home.org, *(item.provider for item in items)])
+    plain: dict[str, Any] = {
+        "subject": subject,
+        "grantee": home.org,
+        "purpose": purpose,
+        "channel": channel,
+        "items": items,
+        "model": model,
+        "names": tuple(NamedOrg(org=org, name=trust.card(org).name) for org in orgs),
+        "retain_answer_days": retain_days,
+        "max_uses": max_uses,
+        "min_interval_s": min_interval_s,
+        "not_before": utc_text(now),
+        "expires": utc_text(now + timedelta(days=days)),
+        "notice_lang": lang,
+        "notice_digest": "0" * 64,
+        "nonce": secrets.token_hex(16),
+    }
+    try:
+        terms = Terms.model_validate(plain)
+        return Terms.model_validate(plain | {"notice_digest": notice_digest(terms, lang)})
+    except ValidationError as error:
+        raise UsageError(f"the draft: {explain(error)}") from None
+
+
+def _item(
+    one: Wanted,
+    catalogue: Mapping[tuple[str, str], Dataset],
+    purpose: Purpose,
+    channel: Channel,
+) -> GrantItem:
+    entry = catalogue.get((one.provider, one.dataset))
+    if entry is None:
+        what = f"publishes no dataset {one.dataset}"
+        raise NotFound(what, party=one.provider, todo="`lianmo catalogue list` shows what there is")
+    said = next((field for field in entry.fields if field.name == one.field), None)
+    if said is None or (channel is not Channel.SCORE and said.enquiry is None):
+        what = f"field {one.field} of {one.dataset} is not open to questions"
+        raise Refused(what, party=one.provider)
+    if purpose not in said.purposes:
+        what = f"field {one.field} does not serve the purpose {purpose}"
+        raise Refused(what, party=one.provider)
+    if said.enquiry is not None:
+        lacking: list[str] = [op for op in one.ops if op not in said.enquiry.ops]
+        lacking += [period for period in one.periods if period not in said.enquiry.periods]
+        lacking += [cut for cut in one.thresholds if cut not in said.enquiry.grid]
+        if lacking:
+            what = f"field {one.field} does not offer {', '.join(lacking)}"
+            offer = f"{', '.join(said.enquiry.ops)}; {', '.join(said.enquiry.periods)}"
+            todo = f"it offers {offer}; {', '.join(said.enquiry.grid)}"
+            raise Refused(what, party=one.provider, todo=todo)
+    return GrantItem(
+        provider=one.provider,
+        dataset=one.dataset,
+        field=one.field,
+        title=said.description or f"{entry.title}: {said.name}",
+        ops=one.ops,
+        periods=one.periods,
+        thresholds=one.thresholds,
+    )
+
+
+def hold(home: Home, store: Store, bundle: BySubject, now: datetime) -> str:
+    """Keep a grant that an enterprise has signed for this bank; its digest.
+
+    Raises IntegrityError if it does not verify, Refused if it is for somebody else.
+    """
+    grant = bundle.signed.unverified(Grant)
+    if grant.grantee != home.org:
+        raise Refused("the grant is for another organisation", party=grant.grantee)
+    trust = home.trust()
+    # whom each provider accepts as issuer is its own choice; here any trusted one may do
+    issuers = dict.fromkeys(trust, Assurance.A3)
+    require_grant(verify_by_subject(bundle, Grant, trust, issuers, now))
+    return Consents(store).put(bundle, HELD, now)
+
+
+# --- the enterprise -------------------------------------------------------------------------------
+
+
+def identity(home: Home, now: datetime) -> Envelope:
+    """The enterprise's card for issuers, made once from this home's keys and signed by them."""
+    file = home.path / "subject.json"
+    if file.is_file():
+        return Envelope.from_json(file.read_bytes())
+    own = home.own()
+    if own.org_kind is not OrgKind.ENTERPRISE:
+        todo = "make one with `lianmo init --kind enterprise`"
+        raise UsageError("this home is not an enterprise's", party=home.org, todo=todo)
+    keys = {usage: home.key(usage) for usage in (Usage.GRANT, Usage.ENCRYPT)}
+    envelope = make_card(keys[Usage.GRANT], keys[Usage.ENCRYPT], own.uscc, own.name, now)
+    write(file, envelope.to_json())
+    return envelope
+
+
+def make_card(
+    grant: PrivateKey, encrypt: PrivateKey | None, subject: str, name: str, now: datetime
+) -> Envelope:
+    """A subject's card over its keys, which proves that it has the private half of the first."""
+    keys = {Usage.GRANT: grant} | ({Usage.ENCRYPT: encrypt} if encrypt else {})
+    card = SubjectCard(
+        subject=subject,
+        name=name,
+        created=utc_text(now),
+        keys=tuple(
+            KeyRecord(
+                key_id=key.key_id,
+                usage=usage,
+                alg=key.alg,
+                spki=base64.b64encode(key.spki).decode(),
+                holder=f"{usage} key",
+                not_before=utc_text(now),
+                not_after=utc_text(now + KEY_LIFE),
+            )
+            for usage, key in keys.items()
+        ),
+    )
+    return sign(card, grant)
+
+
+def keep_certificate(home: Home, certificate: Envelope) -> SubjectCertificate:
+    """Keep an issuer's certificate beside the card it is on."""
+    card = Envelope.from_json((home.path / "subject.json").read_bytes())
+    found = certificate.unverified(SubjectCertificate)
+    if found.card != verify_card(card).digest():
+        raise IntegrityError("the certificate is of another card", party=found.org)
+    write(home.path / "subject-certificate.json", certificate.to_json())
+    return found
+
+
+def own_proof(home: Home) -> tuple[Envelope, Envelope]:
+    """The enterprise's card and its certificate; NotFound with the next step if one is missing."""
+    files = home.path / "subject.json", home.path / "subject-certificate.json"
+    todo = "`lianmo grant identity`, have it certified, then `lianmo grant certificate FILE`"
+    if not all(file.is_file() for file in files):
+        raise NotFound("this enterprise's key is not certified yet", todo=todo)
+    card, certificate = (Envelope.from_json(file.read_bytes()) for file in files)
+    return card, certificate
+
+
+def read_terms(data: bytes) -> Terms:
+    """A draft from a file; raises IntegrityError or UsageError for anything else."""
+    try:
+        terms = Terms.model_validate(parse(data.rstrip(b"\n")))
+    except ValidationError as error:
+        raise UsageError(f"not a draft of a grant: {explain(error)}") from None
+    if notice_digest(terms, terms.notice_lang) != terms.notice_digest:
+        raise IntegrityError("the draft's notice is not that of its terms")
+    return terms
+
+
+def sign_terms(
+    terms: Terms,
+    key: PrivateKey,
+    proof: tuple[Envelope, Envelope],
+    capacity: Capacity,
+    now: datetime,
+) -> BySubject:
+    """The grant, signed with the enterprise's key."""
+    card, certificate = proof
+    assurance = certificate.unverified(SubjectCertificate).assurance
+    if terms.subject != card.unverified(SubjectCard).subject:
+        raise Refused("the draft is for another enterprise")
+    grant = Grant(
+        **terms.model_dump(mode="json"),
+        created=utc_text(now),
+        signer=key.key_id,
+        capacity=capacity,
+        assurance=assurance,
+    )
+    return BySubject(signed=sign(grant, key), card=card, certificate=certificate)
+
+
+def give(home: Home, store: Store, bundle: BySubject, now: datetime) -> str:
+    """Keep a grant of one's own, to pause, resume or revoke it later."""
+    return Consents(store).put(bundle, GIVEN, now)
+
+
+def attest(home: Home, terms: Terms, now: datetime) -> BySubject:
+    """The platform: attest a real-name click in an enterprise's place (A1)."""
+    key = home.key(Usage.GRANT)
+    if home.own().org_kind is not OrgKind.PLATFORM:
+        raise Refused("only the platform attests in a subject's place", party=home.org)
+    grant = Grant(
+        **terms.model_dump(mode="json"),
+        created=utc_text(now),
+        signer=key.key_id,
+        capacity=Capacity.AUTHORISED_OFFICER,
+        assurance=Assurance.A1,
+    )
+    return BySubject(signed=sign(grant, key))
+
+
+def change(
+    home: Home,
+    store: Store,
+    digest: str,
+    wanted: Change,
+    now: datetime,
+    *,
+    effective: datetime | None = None,
+) -> BySubject:
+    """The enterprise's (or for A1 the platform's) signed word on its grant; kept here too."""
+    consents = Consents(store)
+    stored = consents.get(digest)
+    verify = verifier(home, now)
+    numbers = [event.number for event, _ in consents.events(stored.digest, verify)]
+    event = GrantEvent(
+        grant=stored.digest,
+        change=wanted,
+        number=max(numbers, default=0) + 1,
+        created=utc_text(now),
+        effective=utc_text(effective or now),
+    )
+    bundle = sign_event(home, event)
+    consents.put_event(bundle, verify, now)
+    return bundle
+
+
+def sign_event(home: Home, event: GrantEvent) -> BySubject:
+    """An event, signed as a subject or, in a platform's home, as the platform."""
+    signed = sign(event, home.key(Usage.GRANT))
+    if home.own().org_kind is OrgKind.PLATFORM:
+        return BySubject(signed=signed)
+    card, certificate = own_proof(home)
+    return BySubject(signed=signed, card=card, certificate=certificate)
+
+
+def history(home: Home, store: Store, client: CoordinatorClient | None, now: datetime) -> int:
+    """Fetch the receipts of uses that providers have sealed to this enterprise; how many are new.
+
+    One that does not verify is left out: anybody may put something into a mailbox.
+    """
+    consents, fresh, after = Consents(store), 0, 0
+    key = home.key(Usage.ENCRYPT)
+    while client is not None:
+        page = client.notices(key.key_id, after).items
+        for item in page:
+            after = item.number
+            try:
+                content = sealing.unseal(sealing.USE, item.sealed, sender=item.sender, key=key)
+                notice = read_notice(home, content, now)
+            except LianmoError:
+                continue
+            use = notice.use.unverified(Use)
+            digest = use.digest()
+            fresh += consents.put_use(digest, use.grant, notice, now)
+        if not page:
+            break
+    return fresh
+
+
+def read_notice(home: Home, content: bytes, now: datetime) -> UseNotice:
+    """A provider's receipt of a use, if provider, log and answer fit together."""
+    try:
+        notice = UseNotice.model_validate(parse(content))
+    except ValidationError:
+        raise IntegrityError("not a receipt of a use") from None
+    use = home.trust().verify(notice.use, Use, Usage.ANSWER, now).object
+    proven = verify_receipt(notice.receipt, home.trust())
+    if proven.org != use.org or proven.entry.object != use.answer:
+        raise IntegrityError("the receipt is of another answer", party=use.org)
+    return notice
+
+
+# --- the issuer -----------------------------------------------------------------------------------
+
+
+def certify(home: Home, card: Envelope, assurance: Assurance, now: datetime) -> Envelope:
+    """An issuer's certificate on an enterprise's card, whose fingerprint a person has compared."""
+    found = verify_card(card)
+    word = SubjectCertificate(
+        org=home.org,
+        card=found.digest(),
+        subject=found.subject,
+        assurance=assurance,
+        created=utc_text(now),
+        not_before=utc_text(now),
+        not_after=utc_text(now + timedelta(days=CERTIFICATE_DAYS)),
+    )
+    return sign(word, home.key(Usage.CERTIFY))
+
+
+def revoke_certificate(home: Home, certificate: Envelope, now: datetime) -> Envelope:
+    """An issuer's word that it no longer stands by a certificate of its own."""
+    found = home.trust().verify(certificate, SubjectCertificate, Usage.CERTIFY, now, org=home.org)
+    word = CertificateRevocation(org=home.org, certificate=found.digest, created=utc_text(now))
+    return sign(word, home.key(Usage.CERTIFY))
+
+
+# --- everybody ------------------------------------------------------------------------------------
+
+
+def verifier(home: Home, now: datetime) -> VerifyEvent:
+    """Whose word an event is, by this home's own settings."""
+    trust = home.trust()
+    issuers = VerificationSettings.of(home).policy(home.org, trust).issuers
+    if home.own().org_kind in (OrgKind.ENTERPRISE, OrgKind.PLATFORM, OrgKind.BANK):
+        issuers = dict.fromkeys(trust, Assurance.A3)  # they decide nothing by it
+    return lambda bundle: verify_by_subject(bundle, GrantEvent, trust, issuers, now)
+
+
+def take_event(home: Home, store: Store, bundle: BySubject, now: datetime) -> bool:
+    """Keep an event, and enter it into the audit log of a home that has one; whether it is new."""
+    event = bundle.signed.unverified(GrantEvent)
+    consents, verify = Consents(store), verifier(home, now)
+    if home.own().org_kind is OrgKind.ENTERPRISE:
+        return consents.put_event(bundle, verify, now)
+    audit = AuditLog(home, store)
+    with audit.together(now):
+        if not consents.put_event(bundle, verify, now):
+            return False
+        audit.append(EVENT_ACTIONS[event.change], bundle.digest, now, job=event.grant)
+    return True
+
+
+def sync(home: Home, store: Store, client: CoordinatorClient, now: datetime) -> int:
+    """Fetch the newest status list and every event it names; how many events were new.
+
+    The list counts only once all its events are here: raises Conflict or Unavailable until then,
+    and what was there before stays in force until it is too old.
+    """
+    consents, fresh = Consents(store), 0
+    envelope = client.status_list()
+    listed = home.trust().verify(envelope, StatusList, Usage.GRANT, now).object
+    missing = consents.missing(listed)
+    for start in range(0, len(missing), FETCH):
+        for bundle in client.grant_events(missing[start : start + FETCH]):
+            fresh += take_event(home, store, bundle, now)
+    consents.put_status(envelope, home.trust(), now)
+    return fresh
+
+
+def state(home: Home, store: Store, digest: str, now: datetime) -> State:
+    """What a grant is worth, as far as this home knows."""
+    consents = Consents(store)
+    stored = consents.get(digest)
+    grant = stored.grant
+    events = [
+        event
+        for event, subject in consents.events(stored.digest, verifier(home, now))
+        if subject == grant.subject or (subject is None and grant.assurance is Assurance.A1)
+    ]
+    return state_of(grant, events, now, uses=stored.uses)

@@ -1,0 +1,593 @@
+"""The owner's side of questions on enterprises: from a sealed frame to a sealed answer
+(GOVERNANCE.md, Order of checks at the provider).
+
+Several frames go through together, in two transactions: the first claims nonces, debits uses and
+budgets and writes the intents (11, 12); only then are values read (13); the second enters what was
+answered and what was refused, and why (14). Every frame costs both, whatever becomes of it, so a
+refusal takes as long as an answer. A crash in between costs the use and shows in the log.
+
+A `Service` is what one kind of request does with the data; `Enquiries` is that of the channels
+`verify` and `query`. Checks, debits, log, answer and receipt are the same for all.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Protocol, TypeVar
+
+import rfc8785
+
+from clients.audit import AuditLog
+from clients.consent import MET, Consents, Debits, Leak
+from clients.gate import Gate
+from clients.home import Home
+from clients.store import Store
+from clients.verification_settings import VerificationSettings
+from federation import enquiry, sealing
+from federation.audit import Action, AuditEntry, Check, Reason, Result
+from federation.catalogue import CATALOGUE_USAGE, Dataset, Question
+from federation.enquiry import BIT, Answered, Comparison, Told
+from federation.envelope import Envelope, payload_type, sign
+from federation.errors import LianmoError, Refused
+from federation.grants import GrantEvent, StatusList, Use, UseNotice, verify_by_subject
+from federation.normalise import normalise
+from federation.objects import Usage, utc_text, utc_time
+from federation.package import package_sha256
+from federation.trust import TrustStore
+from federation.verification import (
+    Answer,
+    Ask,
+    Asked,
+    Asking,
+    Denied,
+    Policy,
+    Progress,
+    Reply,
+    VerificationRequest,
+    check_asked,
+)
+
+log = logging.getLogger("lianmo.verification")
+A = TypeVar("A", bound=Asking)
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """A sealed frame, and who the relay says has sent it."""
+
+    sender: str
+    sealed: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A sealed receipt for the subject, under its own key's id."""
+
+    mailbox: str
+    sealed: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Debit:
+    """What a request costs on one scope, before anything is read."""
+
+    scope: str
+    snapshot: str
+    before: Leak
+    millibits: int
+    bits_budget: int
+    field_scope: str = ""  # the same over all periods, for the alert
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a service read: the answer's words, and what is known afterwards on each scope."""
+
+    result: Answered
+    as_of: str
+    catalogue: str
+    value: str | None = field(default=None, repr=False)
+    normaliser: str | None = None
+    # what was told on each debit's scope: None where that leaves no trace there
+    told: tuple[tuple[enquiry.Asked, Told] | None, ...] = ()
+    cut: int | None = None  # the cut point that was asked for
+    extra: bytes = field(default=b"", repr=False)
+
+
+class Service(Protocol[A]):
+    """What one kind of request does with the data."""
+
+    kind: type[A]
+
+    def debits(self, asked: Asked[A]) -> Sequence[Debit]:
+        """What it costs at most; inside of the first transaction, raises Denied (11)."""
+
+    def read(self, asked: Asked[A], intents: Sequence[int], debits: Sequence[Debit]) -> Outcome:
+        """Read and answer, once the intents are on disk; raises Denied (13)."""
+
+
+class Enquiries:
+    """One question about one field: match, no match, no record; a band or value on `query`."""
+
+    kind = VerificationRequest
+
+    def __init__(self, store: Store, gate: Gate) -> None:
+        self._store, self._debits, self._gate = store, Debits(store), gate
+
+    def debits(self, asked: Asked[VerificationRequest]) -> Sequence[Debit]:
+        """One budget: of this subject, field and period."""
+        request, place = asked.request, asked.places[0]
+        said = place.offered.enquiry
+        if said is None:
+            raise RuntimeError("a field without an enquiry passed check 8")
+        snapshot = self._store.datasets.get(request.dataset).snapshot
+        scope = self._debits.scope(request.subject, request.dataset, request.field, request.period)
+        leak = self._debits.leak(scope, snapshot)
+        cost = leak.known.cost(self._question(asked))
+        # a bisection may be split over periods and verifiers
+        whole = self._debits.scope(request.subject, request.dataset, request.field)
+        return [Debit(scope, snapshot, leak, cost, said.bits_budget, whole)]
+
+    def read(
+        self,
+        asked: Asked[VerificationRequest],
+        intents: Sequence[int],
+        debits: Sequence[Debit],
+    ) -> Outcome:
+        """The answer: from the record where earlier answers imply it, else from the data."""
+        request, place, debit = asked.request, asked.places[0], debits[0]
+        said = place.offered.enquiry
+        if said is None:
+            raise RuntimeError("a field without an enquiry passed check 8")
+        question = self._question(asked)
+        # what a question of the same batch was told counts too: the budget is on disk by now
+        known = self._debits.leak(debit.scope, debit.snapshot).known
+        told = known.implied(question)
+        as_of, catalogue = place.entry.as_of, place.entry.digest()
+        if told is None:
+            found = self._gate.one_value(
+                intents[0],
+                dataset=request.dataset,
+                catalogue=catalogue,
+                column=said.column(request.field, request.period),
+                subject=request.subject,
+            )
+            if found.snapshot != debit.snapshot:
+                what = "the data were refreshed while the question was answered"
+                raise Denied(Check.VALUE, Reason.UNFULFILLABLE, what)
+            told = enquiry.evaluate(question, found.value, said.normaliser)
+        if told.word is Answered.NO_RECORD and not said.no_record:
+            what = "there is no record, which this field does not tell"
+            raise Denied(Check.VALUE, Reason.NO_RECORD, what)
+        return Outcome(
+            told.word,
+            as_of,
+            catalogue,
+            told.text,
+            said.normaliser if request.op is Question.EQUALS else None,
+            ((question, told),),
+            question.cut if request.op in (Question.COMPARE, Question.COUNT) else None,
+        )
+
+    def _question(self, asked: Asked[VerificationRequest]) -> enquiry.Asked:
+        request, said = asked.request, asked.places[0].offered.enquiry
+        if said is None:
+            raise RuntimeError("a field without an enquiry passed check 8")
+        if request.op is Question.EQUALS:
+            try:
+                text = normalise(said.normaliser, request.arg or "")
+            except ValueError:
+                what = "there is nothing to compare in the text"
+                raise Denied(Check.QUESTION, Reason.SPEC_INVALID, what) from None
+            token = self._debits.token(request.subject, said.normaliser, text)
+            return enquiry.Asked(request.op, text=text, token=token)
+        return enquiry.Asked(
+            request.op, said.grid, request.comparison or Comparison.GE, request.arg
+        )
+
+
+class Facts:
+    """What this home remembers, for the checks."""
+
+    def __init__(self, home: Home, store: Store, now: Callable[[], datetime]) -> None:
+        self._home, self._store, self._now = home, store, now
+        self._settings = VerificationSettings.of(home)
+        self._consents, self._debits = Consents(store), Debits(store)
+        self._entries: dict[str, tuple[str, Dataset]] = {}
+
+    def nonce_seen(self, verifier: str, nonce: str) -> bool:
+        """Whether this verifier has used it."""
+        return self._debits.nonce_seen(verifier, nonce)
+
+    def entry(self, dataset: str) -> Dataset | None:
+        """The own catalogue entry in force; None if it was never signed or does not verify."""
+        try:
+            stored = self._store.entries.get(dataset)
+            if stored.envelope is None or stored.digest is None:
+                return None
+            known = self._entries.get(dataset)
+            if known is None or known[0] != stored.digest:
+                signed = Envelope.from_json(stored.envelope)
+                found = self._home.trust().verify(
+                    signed, Dataset, CATALOGUE_USAGE, self._now(), org=self._home.org
+                )
+                self._entries[dataset] = known = found.digest, found.object
+        except LianmoError:
+            return None
+        return known[1] if known[0] == stored.digest else None
+
+    def events(self, grant: str) -> Sequence[tuple[GrantEvent, str | None]]:
+        """What was said since, and by whom."""
+        trust, now = self._home.trust(), self._now()
+        issuers = self._settings.policy(self._home.org, trust).issuers
+        return self._consents.events(
+            grant, lambda bundle: verify_by_subject(bundle, GrantEvent, trust, issuers, now)
+        )
+
+    def status(self) -> StatusList | None:
+        """The newest status list."""
+        return self._consents.status()
+
+
+@dataclass(slots=True)
+class _Work:
+    """One frame on its way."""
+
+    parcel: Parcel
+    digest: str
+    progress: Progress = field(default_factory=Progress)
+    reply_key: bytes | None = None
+    asked: Asked[Any] | None = None
+    denied: Denied | None = None
+    debits: Sequence[Debit] = ()
+    intents: tuple[int, ...] = ()
+    uses_left: int = 0
+    outcome: Outcome | None = None
+    answer: Envelope | None = None
+    entry: AuditEntry | None = None
+
+
+class Provider:
+    """One home's answers."""
+
+    def __init__(
+        self,
+        home: Home,
+        store: Store,
+        gate: Gate,
+        *,
+        now: Callable[[], datetime],
+        services: Mapping[str, Service[Any]] | None = None,
+        ready: Callable[[datetime], None] | None = None,
+    ) -> None:
+        """services: by payload type, besides `Enquiries`. ready: raises where this node may not
+        answer at all just now (an unwitnessed log, say)."""
+        self._home, self._store, self._now = home, store, now
+        self._settings = VerificationSettings.of(home)
+        self._audit = AuditLog(home, store)
+        self._facts = Facts(home, store, now)
+        self._consents, self._debits = Consents(store), Debits(store)
+        own: dict[str, Service[Any]] = {
+            payload_type(VerificationRequest): Enquiries(store, gate),
+        }
+        self._services = own | dict(services or {})
+        self._ready = ready
+        rules = {"settings": self._settings.model_dump_json(), "package": package_sha256()}
+        self._policy = hashlib.sha256(rfc8785.dumps(rules)).hexdigest()
+        self._rates = Rates(self._settings.verifier_per_minute, self._settings.subject_per_hour)
+
+    def answer(self, parcels: Sequence[Parcel]) -> tuple[list[bytes], list[Notice]]:
+        """The sealed replies, in the order of the frames; an empty one where nobody can read it.
+
+        Nothing is raised for what a frame holds; LianmoError where this node cannot answer at all.
+        """
+        now, trust = self._now(), self._home.trust()
+        policy = self._settings.policy(self._home.org, trust)
+        works = [self._check(parcel, trust, policy, now) for parcel in parcels]
+        with self._audit.together(now):
+            self._debits.forget_nonces(now)
+            for work in works:
+                self._admit(work, now)
+        for work in works:
+            self._read(work, now)
+        with self._audit.together(now):
+            for work in works:
+                self._enter(work, now)
+        answered = [work for work in works if work.outcome is not None and work.entry is not None]
+        proofs = self._audit.receipts([work.entry for work in answered if work.entry])
+        receipts = {id(work): proof for work, proof in zip(answered, proofs, strict=True)}
+        replies, notices = [], []
+        for work in works:
+            receipt = receipts.get(id(work))
+            replies.append(self._seal(work, receipt))
+            if receipt is not None and (notice := self._notice(work, receipt, now)) is not None:
+                notices.append(notice)
+        return replies, notices
+
+    # --- 1 to 10 ----------------------------------------------------------------------------------
+
+    def _check(self, parcel: Parcel, trust: TrustStore, policy: Policy, now: datetime) -> _Work:
+        work = _Work(parcel, hashlib.sha256(parcel.sealed).hexdigest())
+        work.reply_key = _encrypt_key(trust, parcel.sender)
+        try:
+            content = self._open(parcel)
+            kind = self._service(content).kind
+            self._audit.require_clock(now)
+            if self._ready is not None:
+                self._ready(now)
+            asked = check_asked(
+                content,
+                parcel.sender,
+                kind,
+                trust=trust,
+                policy=policy,
+                facts=self._facts,
+                now=now,
+                standing=self._home.standing(),
+                progress=work.progress,
+            )
+            work.reply_key = _encrypt_key(trust, parcel.sender, asked.request.reply_key)
+            if work.reply_key is None:
+                raise Denied(Check.VERIFIER, Reason.SIGNER, "the reply key is not the verifier's")
+            self._rates.require(asked.request, now)
+            work.asked = asked
+        except Denied as error:
+            work.denied = error
+        except LianmoError as error:  # of this node's own state: its clock, its witnesses
+            work.denied = Denied(Check.FRESH, Reason.of(error), error.what)
+        return work
+
+    def _open(self, parcel: Parcel) -> bytes:
+        try:
+            key = self._home.key(Usage.ENCRYPT)
+            return sealing.unseal(sealing.ASK, parcel.sealed, sender=parcel.sender, key=key)
+        except LianmoError as error:
+            raise Denied(Check.SEALED, Reason.INTEGRITY, error.what) from None
+
+    def _service(self, content: bytes) -> Service[Any]:
+        """Who serves such a request; what it says of itself is checked by whoever that is."""
+        try:
+            name = Ask.from_bytes(content).request.payload_type
+        except LianmoError as error:
+            raise Denied(Check.ENVELOPE, Reason.INTEGRITY, error.what) from None
+        if name not in self._services:
+            raise Denied(Check.ENVELOPE, Reason.INTEGRITY, "another kind of object")
+        return self._services[name]
+
+    # --- 11 and 12 --------------------------------------------------------------------------------
+
+    def _admit(self, work: _Work, now: datetime) -> None:
+        """Nonce, debits and intent: all in the transaction that is open."""
+        try:
+            self._claim_nonce(work, now)
+            if work.asked is not None and work.denied is None:
+                self._debit(work, work.asked, now)
+        except Denied as error:
+            work.denied = error
+
+    def _claim_nonce(self, work: _Work, now: datetime) -> None:
+        verifier, nonce = work.progress.verifier, work.progress.nonce
+        if verifier is None or nonce is None:
+            return
+        if not self._debits.use_nonce(verifier, nonce, now) and work.denied is None:
+            raise Denied(Check.FRESH, Reason.REPLAYED, "the request's nonce came before")
+
+    def _debit(self, work: _Work, asked: Asked[Any], now: datetime) -> None:
+        grant, digest = asked.grant, asked.grant_digest
+        uses, last = self._debits.uses(digest)
+        if uses >= grant.max_uses:
+            raise Denied(Check.BUDGET, Reason.USES, "the grant is used up")
+        if last is not None and now < utc_time(last) + timedelta(seconds=grant.min_interval_s):
+            raise Denied(Check.BUDGET, Reason.TOO_SOON, "the grant was used a moment ago")
+        debits = self._service_of(asked).debits(asked)
+        for debit in debits:
+            total = debit.before.millibits + debit.millibits
+            if debit.millibits and total > debit.bits_budget * BIT:
+                raise Denied(Check.BUDGET, Reason.BITS, "the field's budget of bits is spent")
+        self._consents.put(asked.bundle, MET, now)
+        work.uses_left = grant.max_uses - self._debits.use(digest, now)
+        intents = []
+        for place, debit in enumerate(debits):
+            spent = Leak(debit.before.millibits + debit.millibits, debit.before.known)
+            self._debits.put_leak(debit.scope, debit.snapshot, spent)
+            entry = self._audit.append(
+                Action.ASKED,
+                asked.digest,
+                now,
+                actor=Usage.ANSWER,
+                outcome=Result.ADMITTED,
+                job=digest,
+                attempt=place,
+                scope=debit.scope,
+                amount=debit.millibits,
+                policy=self._policy,
+                subject=asked.request.subject.encode(),
+            )
+            intents.append(entry.seq)
+        work.debits, work.intents = debits, tuple(intents)
+
+    # --- 13 and 14 --------------------------------------------------------------------------------
+
+    def _read(self, work: _Work, now: datetime) -> None:
+        if work.asked is None or work.denied is not None:
+            work.answer = self._refusal(work, now)
+            return
+        asked = work.asked
+        try:
+            # a value of any shape stands in the data: what cannot be answered is refused
+            try:
+                work.outcome = self._service_of(asked).read(asked, work.intents, work.debits)
+            except Refused as error:
+                if isinstance(error, Denied):
+                    raise
+                raise Denied(Check.VALUE, Reason.of(error), error.what) from None
+            except LianmoError as error:
+                raise Denied(Check.VALUE, Reason.of(error), error.what) from None
+            except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+                log.error("value not answered", extra={"error": type(error).__name__})
+                raise Denied(Check.VALUE, Reason.OTHER, "the value cannot be compared") from None
+        except Denied as error:
+            work.denied, work.outcome = error, None
+            work.answer = self._refusal(work, now)
+            return
+        outcome = work.outcome
+        answer = Answer(
+            org=self._home.org,
+            verifier=asked.request.verifier,
+            request=asked.digest,
+            created=utc_text(now),
+            result=outcome.result,
+            value=outcome.value,
+            as_of=outcome.as_of,
+            normaliser=outcome.normaliser,
+            catalogue=outcome.catalogue,
+            uses_left=work.uses_left,
+            log=self._audit.origin,
+            entry=work.intents[0],
+        )
+        work.answer = sign(answer, self._home.key(Usage.ANSWER))
+
+    def _refusal(self, work: _Work, now: datetime) -> Envelope:
+        answer = Answer(
+            org=self._home.org,
+            verifier=work.parcel.sender,
+            request=work.progress.digest or work.digest,
+            created=utc_text(now),
+            result=Answered.REFUSED,
+        )
+        return sign(answer, self._home.key(Usage.ANSWER))
+
+    def _enter(self, work: _Work, now: datetime) -> None:
+        """What became of it, in the transaction that is open."""
+        if work.denied is not None:
+            error = work.denied
+            extra = {
+                "request": (work.progress.digest or work.digest)[:16],
+                "verifier": work.parcel.sender,
+                "check": error.check.value,
+                "reason": error.reason.value,
+            }
+            log.warning("question refused", extra=extra)
+            self._audit.append(
+                Action.ANSWERED if work.intents else Action.ASKED,
+                work.progress.digest or work.digest,
+                now,
+                actor=Usage.ANSWER,
+                outcome=Result.REFUSED,
+                check=error.check,
+                reason=error.reason,
+                job=work.progress.grant,
+                attempt=work.intents[0] if work.intents else None,
+                policy=self._policy,
+            )
+            return
+        if work.answer is None or work.outcome is None or work.asked is None:
+            raise RuntimeError("an answer without an outcome")
+        work.entry = self._audit.append(
+            Action.ANSWERED,
+            hashlib.sha256(work.answer.payload).hexdigest(),
+            now,
+            actor=Usage.ANSWER,
+            job=work.asked.grant_digest,
+            attempt=work.intents[0],
+        )
+        for debit, told in zip(work.debits, work.outcome.told, strict=True):
+            if told is not None:
+                leak = self._debits.leak(debit.scope, debit.snapshot)
+                leak.known = leak.known.with_told(*told)
+                self._debits.put_leak(debit.scope, debit.snapshot, leak)
+        if (cut := work.outcome.cut) is not None:
+            scope = work.debits[0].field_scope
+            before = self._debits.cuts(scope)
+            cuts = self._debits.asked_cut(scope, cut)
+            if cuts != before and enquiry.is_bisection(cuts):
+                log.warning("bisection shape", extra={"scope": scope[:16]})
+                self._audit.append(
+                    Action.PROBING_NOTICED,
+                    work.asked.digest,
+                    now,
+                    actor=Usage.ANSWER,
+                    job=work.asked.grant_digest,
+                    scope=scope,
+                    amount=len(cuts),
+                )
+
+    def _seal(self, work: _Work, receipt: Any) -> bytes:
+        if work.reply_key is None or work.answer is None:
+            return b""
+        extra = work.outcome.extra if work.outcome is not None else b""
+        reply = Reply(answer=work.answer, receipt=receipt, extra=base64.b64encode(extra).decode())
+        return sealing.seal(
+            sealing.ANSWER, reply.to_bytes(), sender=self._home.org, recipient=work.reply_key
+        )
+
+    def _notice(self, work: _Work, receipt: Any, now: datetime) -> Notice | None:
+        """The subject's receipt, sealed to the key in its own card."""
+        asked, answer = work.asked, work.answer
+        if asked is None or answer is None or asked.consent.encrypt is None:
+            return None
+        request, place = asked.request, asked.places[0]
+        use = Use(
+            org=self._home.org,
+            created=utc_text(now),
+            grant=asked.grant_digest,
+            request=asked.digest,
+            answer=hashlib.sha256(answer.payload).hexdigest(),
+            verifier=request.verifier,
+            purpose=request.purpose,
+            channel=request.channel,
+            dataset=place.entry.name,
+            field=place.offered.name,
+            op=getattr(request, "op", None),
+            period=getattr(request, "period", None),
+            result=work.outcome.result.value if work.outcome else "",
+        )
+        notice = UseNotice(use=sign(use, self._home.key(Usage.ANSWER)), receipt=receipt)
+        content = rfc8785.dumps(notice.model_dump(mode="json", by_alias=True))
+        key = asked.consent.encrypt
+        sealed = sealing.seal(sealing.USE, content, sender=self._home.org, recipient=key)
+        return Notice(sealed[: sealing.KEY_BYTES].hex(), sealed)
+
+    # --- helpers ----------------------------------------------------------------------------------
+
+    def _service_of(self, asked: Asked[Any]) -> Service[Any]:
+        return self._services[payload_type(type(asked.request))]
+
+
+class Rates:
+    """How often a verifier may ask, and how often one subject may be asked about; in memory."""
+
+    def __init__(self, verifier_per_minute: int, subject_per_hour: int) -> None:
+        self._limits = (
+            (timedelta(minutes=1), verifier_per_minute),
+            (timedelta(hours=1), subject_per_hour),
+        )
+        self._seen: dict[tuple[int, str], deque[datetime]] = {}
+
+    def require(self, request: Asking, now: datetime) -> None:
+        """Count the request; raises Denied (10) beyond a limit."""
+        for number, name in enumerate((request.verifier, request.subject)):
+            window, most = self._limits[number]
+            times = self._seen.setdefault((number, name), deque())
+            while times and times[0] <= now - window:
+                times.popleft()
+            if len(times) >= most:
+                raise Denied(Check.POLICY, Reason.RATE, "asked too often")
+            times.append(now)
+        if len(self._seen) > 100_000:
+            self._seen = {key: times for key, times in self._seen.items() if times}
+
+
+def _encrypt_key(trust: TrustStore, org: str, key_id: str | None = None) -> bytes | None:
+    """An active encrypt key of a trusted card, SPKI; the newest one, or the one of that id."""
+    if org not in trust:
+        return None
+    keys = trust.card(org).of_usage(Usage.ENCRYPT)
+    found = [key for key in keys if key_id in (None, key.key_id)]
+    return base64.b64decode(found[-1].spki) if found else None
