@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -159,6 +160,43 @@ class Sandbox:
             return member.org, ("org", "trust", *(str(cards / f"{o}.json") for o in others), *told)
 
         self.everybody(trust(member) for member in self.members)
+        self._found_network(cards)
+
+    def _found_network(self, folder: Path) -> None:
+        """Platform and first member found a network and admit everybody; all documents go as files.
+
+        Two founders of whom both decide: each may hold the network up, none can steer it.
+        """
+        platform = next(member.org for member in self.members if member.kind == PLATFORM)
+        second = next(member.org for member in self.members if member.kind != PLATFORM)
+        charter, documents = str(folder / "charter.json"), str(folder / "network.json")
+        report = folder / "assessment.txt"
+        report.write_text("sandbox on one machine: nobody was assessed\n", encoding="utf-8")
+        words = ("--security", "none: a sandbox", "--authorisation", "none: a sandbox")
+        until = (datetime.now(UTC) + timedelta(days=30)).strftime("%Y-%m-%d")
+        told = self.run(
+            *(second, "network", "found", f"{self.region} (sandbox)"),
+            *("--founder", platform, "--out", charter, "--json"),
+        ).json()
+        compared = ("--fingerprint", told["fingerprint"])
+        self.run(platform, "network", "sign", charter, "--yes")
+        self.everybody(
+            (org, ("network", "join", charter, *compared)) for org in (platform, second)
+        )
+        everybody = sorted(member.org for member in self.members)
+        self.run(
+            *(second, "network", "propose", "admit", *everybody, *words),
+            *("--evidence", str(report), "--assessor", "nobody", "--valid-until", until),
+            *("--out", documents, "--offline"),
+        )
+        self.run(platform, "network", "sign", documents, "--yes", "--out", documents, "--offline")
+        others = [org for org in everybody if org not in (platform, second)]
+        self.everybody(
+            [
+                (second, ("network", "sync", documents)),
+                *((org, ("network", "join", documents, *compared)) for org in others),
+            ]
+        )
 
     # --- processes
 
