@@ -45,6 +45,7 @@ from federation.objects import (
     JobParty,
     OrgKind,
     Role,
+    RunRecord,
     Usage,
 )
 from federation.package import package_sha256
@@ -185,6 +186,39 @@ class Gate:
                     attempt=attempt,
                     amount=tokens,
                 )
+
+    def reopen(self, record: RunRecord, auditor: str) -> Admission:
+        """What an attempt of this node was given, once more, for an auditor who replays it.
+
+        record: the node's own. It enters the audit log before anything is read. Raises NotFound if
+        the data are not those of the run any more.
+        """
+        now, me = self._now(), self._home.org
+        signed = Envelope.from_json(self._store.jobs.get(record.manifest).envelope)
+        manifest = signed.unverified(JobManifest)  # verified before it was kept
+        salt = self._store.exposure.salt(record.manifest, record.attempt)
+        party = {item.org: item for item in manifest.parties}.get(me)
+        if salt is None or party is None or party.dataset is None:
+            raise NotFound("this node was given nothing in that attempt", party=me)
+        registry = registries.current(self._home, self._store)
+        dataset, entry = self._dataset(manifest, party, self._home.trust(), now)
+        source = OpenSnapshot(registries.data_folder(self._home) / dataset.file, dataset.snapshot)
+        with self._audit.together(now):
+            self._audit.append(
+                Action.AUDIT_OPENED,
+                record.digest(),
+                now,
+                job=record.manifest,
+                attempt=record.attempt,
+                subject=auditor.encode(),
+            )
+        job = ApprovedJob(manifest, record.manifest, me, (), now)
+        opened = _Opened(source, dataset, entry)
+        found = Admission(job, record.attempt, party, registry, salt, opened, self)
+        if found.snapshot_digest != record.snapshot:
+            todo = "restore registry and dataset as they were on that day from a backup"
+            raise NotFound("registry or dataset have changed since the run", party=me, todo=todo)
+        return found
 
     # --- the order of the checks ------------------------------------------------------------------
 

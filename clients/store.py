@@ -905,6 +905,12 @@ class Exposure:
             session.add(ExposureRow(**_values(wanted), opened=utc_text(now)))
             return wanted
 
+    def salt(self, manifest: str, attempt: int) -> bytes | None:
+        """Of the snapshot digest in the attempt's record; None if it was never let in."""
+        with self._store.reading() as session:
+            row = session.get(ExposureRow, (manifest, attempt))
+            return None if row is None else row.salt
+
     def close(self, manifest: str, attempt: int, tokens: int, now: datetime) -> bool:
         """The attempt is over and spent or burnt so many; never raises an entry, never reopens.
 

@@ -24,6 +24,7 @@ from pydantic import (
 from federation.catalogue import Dataset, require_usable
 from federation.errors import LianmoError, NotFound, UsageError
 from federation.objects import (
+    AuditRule,
     CoverKind,
     CoverRule,
     FieldName,
@@ -89,6 +90,7 @@ class JobDraft(_Part):
     department: tuple[DatasetDraft, ...] = ()
     cover: CoverDraft = CoverDraft()
     limits: LimitsDraft
+    audit: AuditRule = AuditRule()
     scorecard: ScorecardParameters = ScorecardParameters()
     trees: TreesParameters | None = None  # a [trees] table makes it a job of boosted trees
     neural: NeuralParameters | None = None  # a [neural] table: banks alone train a network
@@ -170,6 +172,10 @@ kind = "registry" # every enterprise of the snapshot: departments do not learn w
 customers_max = {customers_max} # row keys are made for so many; the true number stays yours
 customers_min = {customers_min} # what you promise to have at least; exposure = queries / this
 attempts = 3 # runs at most: one that lost a party is followed by another, and discloses again
+
+# [audit] # two of these together can open your queries afterwards; nobody else ever can
+# auditors = ["audit_a", "audit_b", "audit_c"]
+# threshold = 2
 
 [scorecard]
 openings = {openings} # rounded partial scores opened for each customer while fitting; 0: none
@@ -254,6 +260,7 @@ def build(
                 attempts=draft.limits.attempts,
             ),
             disclosures=(),
+            audit=draft.audit,
             outputs=(bank.org, *(party.org for party in others)),
             not_before=utc_text(now),
             expires=utc_text(_end(draft, now)),

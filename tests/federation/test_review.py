@@ -124,7 +124,23 @@ def test_the_reader_s_own_disclosures_come_first_and_exposure_adds_up() -> None:
     assert any(own)
     (now, with_earlier), *_ = [(a, b) for org, a, b in found.exposure if org == "court"]
     assert with_earlier == pytest.approx(now + 90 / 18_000)
-    assert not found.warnings
+    assert [text for text in found.warnings if "auditors" not in text] == []
+
+
+def test_a_job_that_nobody_can_audit_is_said_to_be_one() -> None:
+    def warned(of: JobManifest) -> bool:
+        return any("no auditors" in item for item in review(of, CATALOGUE, me="tax").warnings)
+
+    assert warned(build(text()))
+    named = text().replace("[limits]", '[audit]\nauditors = ["aud-a", "aud-b"]\n\n[limits]', 1)
+    manifest = build(named)
+    assert manifest.audit.auditors == ("aud-a", "aud-b")
+    assert manifest.audit.threshold == 2
+    assert not warned(manifest)
+    with pytest.raises(UsageError, match="3 auditors are to agree"):
+        build(named.replace('"aud-b"]', '"aud-b"]\nthreshold = 3', 1))
+    with pytest.raises(UsageError, match="no party of the job audits it"):
+        build(named.replace('"aud-b"', '"tax"', 1))
 
 
 def test_too_much_exposure_and_a_cover_that_shows_customers_are_warned_of() -> None:
