@@ -19,7 +19,7 @@ $(READY): pyproject.toml
 dev: $(READY)  ## install everything into .venv
 
 warm: $(READY)  ## compile the numeric kernels once, so that no process has to
-	@$(BIN)/python -m protocols.warm
+	@$(BIN)/python -m federation.warm
 
 demo: $(READY)  ## a city's bank and three departments train a shared credit model, over real processes
 	@$(BIN)/python -m examples.city.demo

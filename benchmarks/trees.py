@@ -30,8 +30,8 @@ from federation.tables import BankData, DepartmentData, NumberColumn
 from federation.tasks import boosting
 from federation.tasks.local import local_seeds
 from federation.tasks.trees_local import LocalTrees, local_trees_manifest, run_trees_in_process
+from federation.warm import warm
 from protocols.streams import Randomness
-from protocols.warm import warm
 
 BANK, DEPARTMENT = "bank", "tax"
 APART = ("row keys", "alone")

@@ -1,6 +1,6 @@
 """The compiled kernels: made ready once a process, and compiled by one process at a time.
 
-An installation compiles them (`python -m protocols.warm`); then this loads them from the cache. On
+An installation compiles them (`python -m federation.warm`); then this loads them from the cache. On
 a cold cache several nodes of one machine would otherwise compile the same code side by side, and a
 job that comes meanwhile would do so once more.
 """
@@ -31,7 +31,7 @@ def make_ready() -> None:
         handle = _open_lock()
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
-            from protocols.warm import warm
+            from federation.warm import warm
 
             warm()
         finally:

@@ -1,6 +1,6 @@
 """How compiled loops are declared and spread over threads.
 
-Every kernel is compiled by numba once into its on-disk cache (`python -m protocols.warm`) and
+Every kernel is compiled by numba once into its on-disk cache (`python -m federation.warm`) and
 releases the GIL. Threads come from the caller's executor, not from numba's `parallel=True`: its
 default threading layers either abort when two parties of one process compute at once or do not
 survive a fork, and compile several times slower.

@@ -1,8 +1,8 @@
-"""`python -m protocols.warm` compiles every kernel once into numba's cache on disk.
+"""Compiles every kernel of this package once into numba's cache on disk.
 
-An installation runs it once; processes that start together then load the kernels instead of
-compiling them side by side. It runs one small linear query, with both kinds of column, and one set
-OPRF.
+An installation runs `python -m federation.warm`, which calls it; processes that start together then
+load the kernels instead of compiling them side by side. It runs one small linear query, with both
+kinds of column, and one set OPRF.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ and the thresholds that are opened; the number of trees only if the job stops ea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -345,7 +345,7 @@ class _Asked:
         for org, item in self.remote.items():
             self.party.ledger.reveal(org, self.party.me, What.BIN_COUNTS, item.layout.columns, bits)
         rows = np.flatnonzero(self.train)
-        self._send("counts", rows, np.ones(len(rows), np.int64))
+        self._send("counts", [(rows, np.ones(len(rows), np.int64))])
         for org, item in self.remote.items():
             opened = self._receive("counts", org)
             with _said_by(org):
@@ -363,12 +363,9 @@ class _Asked:
         for org, item in self.remote.items():
             count = scheduled * a_node * item.layout.columns
             self._reveal(org, What.QUERY_SUMS, count, self.plan.query.t_bits)
-        nothing = np.zeros(0, np.int64)
-        for i in range(scheduled):
-            rows = nodes[i].rows if i < len(nodes) else nothing
-            self._send("trees", rows, gradients.g[rows])
-            if a_node == 2:
-                self._send("trees", rows, gradients.h[rows])
+        wanted = (gradients.g, gradients.h)[:a_node]
+        rows = [node.rows for node in nodes] + [_NONE] * (scheduled - len(nodes))
+        self._send("trees", ((at, values[at]) for at in rows for values in wanted))
         totals = [(node.g, node.h) for node in nodes]
         totals += [(0, 0)] * (scheduled - len(nodes))
         return lambda: self._collect(totals)[: len(nodes)]
@@ -438,14 +435,18 @@ class _Asked:
 
     # pieces
 
-    def _send(self, stage: str, rows: Integers, values: Integers) -> None:
+    def _send(self, stage: str, asked: Iterable[tuple[Integers, Integers]]) -> None:
+        """A query for each (customers, their values), in order."""
+        for query in self.querier.queries(self._over_cover(*one) for one in asked):
+            for org in self.remote:
+                self.party.ledger.reveal(self.party.me, org, What.QUERIES, 1, 0)
+                self.party.channels[org].send(stage, query)
+            self.tokens += 1
+
+    def _over_cover(self, rows: Integers, values: Integers) -> Integers:
         v = np.zeros(self.cover_rows, np.int64)
         v[self.positions[rows]] = values
-        query = self.querier.query(v)
-        for org in self.remote:
-            self.party.ledger.reveal(self.party.me, org, What.QUERIES, 1, 0)
-            self.party.channels[org].send(stage, query)
-        self.tokens += 1
+        return v
 
     def _receive(self, stage: str, org: str) -> Integers:
         return self.querier.open(org, self.party.channels[org].receive(stage, Answer))

@@ -13,6 +13,7 @@ from federation.tables import BankData, NumberColumn
 from federation.tasks import boosting
 from federation.tasks.trees_columns import Columns, Plain
 from federation.tasks.trees_grow import Feature, Gradients, Grid, Node, Rules, Split, choose_split
+from federation.warm import warm
 from protocols.streams import Randomness
 from tests.federation.trees_data import bad_rate_by, make_trees_world
 
@@ -264,3 +265,23 @@ def test_later_trees_grow_on_what_is_open_and_ask_nobody() -> None:
     late = {s for tree in few.fitted.trees[2:] for s in tree.splits if s and s.feature >= 3}
     assert late
     assert late <= early
+
+
+def test_warming_compiles_all_that_trees_need() -> None:
+    from federation.tasks import binning, trees_columns, trees_grow, vertical
+
+    def variants() -> dict[str, int]:
+        return {
+            f"{module.__name__}.{name}": len(thing.signatures)
+            for module in (binning, trees_columns, trees_grow, vertical)
+            for name, thing in vars(module).items()
+            if hasattr(thing, "signatures")
+        }
+
+    warm()
+    before = variants()
+    assert sum(before.values()) >= 7  # one is called by another kernel alone
+    world = make_trees_world()
+    world.run(trees=2)
+    world.run(trees=1, growth="leaf", hessians=False)
+    assert variants() == before

@@ -36,7 +36,13 @@ class Setting:
     spent: MemorySpentBook = field(default_factory=MemorySpentBook)
     answers: MemoryAnswerBook = field(default_factory=MemoryAnswerBook)
 
-    def bank(self, cls: type[Bank] = Bank, seed: bytes = b"bank", name: str = "bank") -> Bank:
+    def bank(
+        self,
+        cls: type[Bank] = Bank,
+        seed: bytes = b"bank",
+        name: str = "bank",
+        executor: Executor | None = None,
+    ) -> Bank:
         return cls(
             rows=self.layout.rows,
             parameters=self.parameters,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -255,6 +257,51 @@ def test_a_restarted_bank_repeats_equal_bytes_or_burns_the_token() -> None:
         restarted.open("tax", department.answer(second)), parties.plain(other)
     )
     assert len(parties.spent._digests) == 2
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_queries_ahead_are_those_one_by_one_and_none_leaves_unspent(threads: int) -> None:
+    parties = setting(tokens=8)
+    vectors = [vector(parties, i) for i in range(8)]
+    bank, _ = with_tokens(parties)
+    expected = [bank.query(v).digest() for v in vectors]
+    # A later run: nothing spent, all spent on equal vectors, and a book with holes in it.
+    spent = {token.index: of_query for token, of_query in parties.spent._digests.items()}
+    for kept in (set[int](), set(range(8)), {1, 2, 5}):
+        again = setting(tokens=8)
+        for token, of_query in parties.spent._digests.items():
+            if token.index in kept:
+                again.spent.spend(token, of_query, b"")
+        with ThreadPoolExecutor(threads) if threads else nullcontext() as pool:
+            bank = again.bank(executor=pool)
+            department = again.department()
+            bank.accept_tokens("tax", again.layout, department.grant_tokens(bank.request_tokens()))
+            found = []
+            for query in bank.queries(vectors):
+                token = next(x for x in again.spent._digests if x.index == query.index)
+                assert again.spent.digest(token) == query.digest()
+                found.append(query.digest())
+        assert found == expected
+        assert {token.index: x for token, x in again.spent._digests.items()} == spent
+        with pytest.raises(ProtocolError, match="no token left"):
+            list(bank.queries([vectors[0]]))
+
+
+def test_a_token_spent_on_another_vector_is_skipped_by_queries_ahead() -> None:
+    parties = setting(tokens=4)
+    bank, _ = with_tokens(parties)
+    bank.query(vector(parties, 9))
+    with ThreadPoolExecutor(2) as pool:
+        restarted = parties.bank(executor=pool)
+        department = parties.department()
+        reply = department.grant_tokens(restarted.request_tokens())
+        restarted.accept_tokens("tax", parties.layout, reply)
+        vectors = [vector(parties, i) for i in range(3)]
+        made = list(restarted.queries(vectors))
+        assert [query.index for query in made] == [1, 2, 3]
+        for v, query in zip(vectors, made, strict=True):
+            opened = restarted.open("tax", department.answer(query))
+            np.testing.assert_array_equal(opened, parties.plain(v))
 
 
 def test_the_spent_book_is_written_before_the_query_leaves() -> None:
