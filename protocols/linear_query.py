@@ -304,7 +304,8 @@ class Department:
         masks = _by_column(randomness.masks(), slots(tokens))[: self.layout.columns, :tokens]
         self._granted[request.batch] = _Granted(tokens, np.ascontiguousarray(masks))
         bits = self.parameters.reply_bits
-        halves = [pack(rlwe.round_residues(x, bits), bits) for x in (wanted, rest)]
+        rounded = (rlwe.round_residues(x, bits, self._executor) for x in (wanted, rest))
+        halves = [pack(x, bits) for x in rounded]
         return TokenReply(request.context, request.batch, *halves)
 
     def answer(self, query: Query) -> Answer:
@@ -560,7 +561,7 @@ class Bank:
             yield from map(self.query, vectors)
             return
         self._public()  # here, because a pool must not wait for itself
-        ahead: deque[tuple[TokenId, Future[Query]]] = deque()
+        ahead: deque[tuple[TokenId, Future[tuple[Query, bytes]]]] = deque()
         for v in vectors:
             v = self._checked(v)
             at = next(self._tokens_left(), None)
@@ -572,15 +573,19 @@ class Bank:
                 yield self.query(v)  # spent by an earlier run, on this v or on another
                 continue
             self._next = (at[0], at[1] + 1)
-            ahead.append((token, self._executor.submit(self._encrypt, *at, v, None)))
+            ahead.append((token, self._executor.submit(self._made, *at, v)))
             if len(ahead) > _AHEAD:
                 yield self._spend(*ahead.popleft())
         while ahead:
             yield self._spend(*ahead.popleft())
 
-    def _spend(self, token: TokenId, made: Future[Query]) -> Query:
-        query = made.result()
-        self._spent.spend(token, query.digest(), query.b.tobytes())
+    def _made(self, number: int, index: int, v: NDArray[np.int64]) -> tuple[Query, bytes]:
+        query = self._encrypt(number, index, v, None)
+        return query, query.digest()
+
+    def _spend(self, token: TokenId, made: Future[tuple[Query, bytes]]) -> Query:
+        query, spent_on = made.result()
+        self._spent.spend(token, spent_on, query.b.tobytes())
         return query
 
     def _checked(self, v: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -484,12 +484,23 @@ def _times_key(
     spread(executor, others.shape[0], work)
 
 
-def round_residues(residues: NDArray[np.int32], bits: int) -> NDArray[np.int64]:
+def round_residues(
+    residues: NDArray[np.int32], bits: int, executor: Executor | None = None
+) -> NDArray[np.int64]:
     """Residues (7, ...) of v mod P -> round(v 2^bits / P) mod 2^bits, in integers alone."""
     weights = np.array([pow(P // p, -1, p) for p in PRIMES], np.int64)
     out = np.empty(residues.shape[1:], np.int64)
-    flat = residues.reshape(len(PRIMES), -1)
-    _round(flat, weights, np.array(PRIMES), reciprocals(PRIMES), bits, out.reshape(-1))
+    flat, rounded, inverses = (
+        residues.reshape(len(PRIMES), -1),
+        out.reshape(-1),
+        reciprocals(PRIMES),
+    )
+    primes = np.array(PRIMES)
+
+    def work(start: int, stop: int) -> None:
+        _round(flat, start, stop, weights, primes, inverses, bits, rounded)
+
+    spread(executor, rounded.size, work)
     return out
 
 
@@ -720,6 +731,8 @@ def _add_mask(
 @kernel
 def _round(
     residues: NDArray[np.int32],
+    start: int,
+    stop: int,
     weights: NDArray[np.int64],
     primes: NDArray[np.int64],
     inverses: NDArray[np.uint64],
@@ -727,7 +740,7 @@ def _round(
     out: NDArray[np.int64],
 ) -> None:
     half, shift = np.uint64(1) << np.uint64(63 - bits), np.uint64(64 - bits)
-    for i in range(out.size):
+    for i in range(start, stop):
         total = half
         for k in range(primes.size):
             z = residues[k, i] * weights[k] % primes[k]
