@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from clients import kernels, network
+from clients import kernels, live, network
 from clients.audit import AuditLog
 from clients.clock import ClockWatch
 from clients.coordinator_client import CoordinatorClient, platform_of
@@ -110,7 +110,9 @@ def serve(
             now=_now,
             executor=executor,
         )
-        node = Node(home, node_id, runner.train, workers=home.config.workers + 2)
+        node = Node(
+            home, node_id, runner.train, rounds=runner.train_round, workers=home.config.workers + 2
+        )
         _write_status(home, node_id)
 
         def stop() -> None:
@@ -128,7 +130,8 @@ def serve(
         )
         watcher.start()
         try:
-            node.run()
+            with live.beside(home):
+                node.run()
         finally:
             runner.stop()
 
@@ -180,8 +183,12 @@ def relay_client(home: Home) -> RelayClient:
     trust = home.trust()
     certificate, _ = home.tls_files
     own = Identity(org=home.org, key=home.key(Usage.TLS).pem(), certificate=certificate.read_text())
+    settings = home.config
     config = LineConfig(
-        start_timeout_s=home.config.peer_timeout_s, stall_timeout_s=home.config.peer_timeout_s
+        max_message_bytes=settings.max_frame_bytes,
+        start_timeout_s=settings.reconnect_wait_s,
+        stall_timeout_s=settings.peer_timeout_s,
+        peer_timeout_s=settings.reconnect_wait_s,
     )
     server = RelayServer(home.config.relay_address, trust.tls_ca(platform_of(trust)))
     return RelayClient(own, Peers(home), server, config)

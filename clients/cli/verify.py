@@ -1,0 +1,201 @@
+"""`lianmo verify`: questions on enterprises, under their grants."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clients.cli.common import JsonFlag, emit, open_home, open_input, say, table
+
+if TYPE_CHECKING:
+    from clients.verifier import Enquiry, Wanted
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.command()
+def ask(
+    grant: Annotated[str, typer.Option(help="The grant's digest, or its beginning.")],
+    provider: Annotated[str, typer.Option(help="Whom to ask.")],
+    dataset: Annotated[str, typer.Option(help="Its dataset.")],
+    field: Annotated[str, typer.Option(help="The field.")],
+    op: Annotated[
+        str, typer.Option(help="exists, equals, compare, count; band or value for a query.")
+    ],
+    arg: Annotated[
+        str | None, typer.Option(help="The threshold on the grid, or the text to compare with.")
+    ] = None,
+    below: Annotated[
+        bool, typer.Option("--below", help="Ask whether it is below the threshold.")
+    ] = False,
+    period: Annotated[str, typer.Option(help="For which period.")] = "current",
+    as_json: JsonFlag = False,
+) -> None:
+    """Put one question on one enterprise to the owner of the data."""
+    plain: dict[str, Any] = {
+        "grant": grant,
+        "provider": provider,
+        "dataset": dataset,
+        "field": field,
+        "op": op,
+        "arg": arg,
+        "period": period,
+    }
+    if op in ("compare", "count"):
+        plain["comparison"] = "lt" if below else "ge"
+    found = _verify([_wanted(plain)])[0]
+    if isinstance(found, Exception):
+        raise found
+    _show(found, as_json)
+    _end_if_refused(found)
+
+
+@app.command()
+def batch(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="One question a line, as JSON; - is stdin.")
+    ],
+    as_json: JsonFlag = False,
+) -> None:
+    """Put several questions; each is answered by itself, well or not."""
+    import sys
+
+    from federation.errors import UsageError
+
+    if str(file) == "-":
+        lines = sys.stdin.read().splitlines()
+    else:
+        with open_input(file) as stream:
+            lines = stream.read().decode("utf-8", "replace").splitlines()
+    wanted = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                wanted.append(_wanted(json.loads(line)))
+            except (ValueError, TypeError):
+                raise UsageError(f"line {number} is not a question in JSON") from None
+    found = _verify(wanted)
+    from clients.verifier import plain
+
+    shown = [{"error": str(item)} if isinstance(item, Exception) else plain(item) for item in found]
+
+    def human() -> str:
+        cells = [
+            [str(number), str(row.get("result") or row.get("error")), str(row.get("value") or "")]
+            for number, row in enumerate(shown, 1)
+        ]
+        return table(["line", "result", "value"], cells)
+
+    emit(shown, as_json, human)
+    if any(isinstance(item, Exception) for item in found):
+        say("some questions were not answered; the others count")
+        raise typer.Exit(1)
+
+
+@app.command("list")
+def list_(
+    limit: Annotated[int, typer.Option(min=1, max=200, help="How many.")] = 50,
+    as_json: JsonFlag = False,
+) -> None:
+    """List the questions that were put, the newest first."""
+    from clients.store import opened
+    from clients.verifier import Verifier, plain
+
+    home = open_home()
+    with opened(home.database_url) as store:
+        found = Verifier(home, store, _Nobody(), _now).page(None, limit)
+
+    def human() -> str:
+        names = ["id", "created", "provider", "field", "op", "arg", "period", "result"]
+        rows = [[str(plain(item)[name] or "-") for name in names] for item in found]
+        return table(names, rows) if rows else "no questions yet"
+
+    emit([plain(item) for item in found], as_json, human)
+
+
+@app.command()
+def show(
+    id: Annotated[str, typer.Argument(metavar="ID", help="The question's id.")],
+    receipt: Annotated[
+        Path | None, typer.Option(help="Write the receipt of its answer to a file.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show a question with its answer, or write out the answer's receipt."""
+    from clients.store import opened
+    from clients.verifier import Verifier
+    from federation.errors import NotFound
+    from federation.keyring import write
+
+    home = open_home()
+    with opened(home.database_url) as store:
+        found = Verifier(home, store, _Nobody(), _now).get(id)
+    if receipt is not None:
+        if found.receipt is None:
+            raise NotFound("there is no receipt: the question was refused or not answered")
+        write(receipt, found.receipt.to_json())
+        say(f"wrote {receipt}; `lianmo receipt verify {receipt}` checks it without a network")
+    _show(found, as_json)
+
+
+def _verify(wanted: list[Wanted]) -> list[Any]:
+    from clients.coordinator_client import CoordinatorClient
+    from clients.store import opened
+    from clients.verifier import Verifier
+
+    home = open_home()
+    with opened(home.database_url) as store, CoordinatorClient(home) as client:
+        return list(Verifier(home, store, client, _now).ask_all(wanted))
+
+
+def _wanted(plain: dict[str, Any]) -> Wanted:
+    from pydantic import ValidationError
+
+    from clients.home import explain
+    from clients.local_api import VerificationBody
+    from federation.errors import UsageError
+
+    try:
+        return VerificationBody.model_validate(plain).wanted()
+    except ValidationError as error:
+        raise UsageError(f"the question: {explain(error)}") from None
+
+
+def _show(found: Enquiry, as_json: bool) -> None:
+    from clients.verifier import plain
+
+    def human() -> str:
+        word = found.result.value.replace("_", " ") if found.result else "no answer"
+        text = found.answer.value if found.answer and found.answer.value else ""
+        head = f"{word} {text}".strip()
+        if found.answer is None or found.answer.as_of is None:
+            return head
+        return f"{head}  (as of {found.answer.as_of}, {found.answer.uses_left} uses left)"
+
+    emit(plain(found), as_json, human)
+    if found.result is not None:
+        say(f"question {found.id}")
+
+
+def _end_if_refused(found: Enquiry) -> None:
+    from federation.enquiry import Answered
+
+    if found.result is Answered.REFUSED:
+        say("the provider refused; the reason is in its own log")
+        raise typer.Exit(3)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class _Nobody:
+    """Where nothing is asked, only read."""
+
+    def ask_sealed(self, provider: str, sealed: bytes) -> bytes:
+        """Never called."""
+        raise RuntimeError("nothing is asked here")

@@ -1,0 +1,234 @@
+"""The node's second process: answers questions on enterprises and serves the bank's local API.
+
+Apart from the node's own process, so that neither a long training nor its interpreter lock delays
+an answer. It ends with the node: the node holds the other end of its standard input.
+
+An answer leaves at a multiple of `time_class_ms` after its question was taken, and all of a batch
+leave together, so that the time says nothing of what became of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+
+from clients import grants
+from clients.coordinator_client import CoordinatorClient
+from clients.gate import Gate
+from clients.home import Home
+from clients.store import Store
+from clients.verification import Notice, Parcel, Provider
+from clients.verification_settings import VerificationSettings
+from federation import logs
+from federation.consent_api import NoticeBody, Outbox, ParcelEntry, ReplyEntry
+from federation.errors import LianmoError, Unavailable
+from federation.identity import USAGES
+from federation.objects import Usage
+
+log = logging.getLogger("lianmo.live")
+
+WAIT_S = 20.0
+AGAIN_S = (0.2, 5.0)  # pause after a failure, first and longest
+
+
+class AnswerLine:
+    """Takes sealed questions from the coordinator and brings the answers back, until stopped."""
+
+    def __init__(
+        self, provider: Provider, client: CoordinatorClient, *, time_class_s: float
+    ) -> None:
+        self._provider, self._client, self._time_class_s = provider, client, time_class_s
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Take no more; `run` returns when the poll that is held ends."""
+        self._stopped.set()
+
+    def run(self) -> None:
+        """Serve until `stop`; what fails is tried again after a growing pause."""
+        pause, waiting = AGAIN_S[0], list[ParcelEntry]()
+        while not self._stopped.is_set():
+            try:
+                if not waiting:
+                    waiting = list(self._client.take_sealed(WAIT_S).items)
+                waiting = self._serve(waiting) if waiting else []
+                pause = AGAIN_S[0]
+            except LianmoError as error:
+                log.warning("questions not served", extra={"reason": str(error), "again_s": pause})
+                waiting = []
+                self._stopped.wait(pause)
+                pause = min(2 * pause, AGAIN_S[1])
+            except Exception:
+                # one batch must not end the answers to all that come after it
+                log.exception("batch of questions lost")
+                waiting = []
+                self._stopped.wait(pause)
+
+    def _serve(self, taken: Sequence[ParcelEntry]) -> list[ParcelEntry]:
+        """Answer what was taken; what waits by then."""
+        began = time.monotonic()
+        parcels = [Parcel(item.sender, item.sealed) for item in taken]
+        replies, notices = self._provider.answer(parcels)
+        entries = tuple(
+            ReplyEntry(id=item.id, sealed=sealed)
+            for item, sealed in zip(taken, replies, strict=True)
+            if sealed
+        )
+        body = Outbox(items=entries, notices=_bodies(notices))
+        elapsed = time.monotonic() - began
+        time.sleep(-elapsed % self._time_class_s)
+        return list(self._client.reply_sealed(body).items)
+
+
+def _bodies(notices: Sequence[Notice]) -> tuple[NoticeBody, ...]:
+    return tuple(NoticeBody(mailbox=item.mailbox, sealed=item.sealed) for item in notices)
+
+
+class Follower:
+    """Keeps the status list fresh."""
+
+    def __init__(self, home: Home, store: Store, client: CoordinatorClient, every_s: float) -> None:
+        self._home, self._store, self._client, self._every_s = home, store, client, every_s
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Ask no more."""
+        self._stopped.set()
+
+    def run(self) -> None:
+        """Ask until `stop`."""
+        while not self._stopped.is_set():
+            try:
+                grants.sync(self._home, self._store, self._client, datetime.now(UTC))
+            except LianmoError as error:
+                log.warning("status list not fetched", extra={"reason": str(error)})
+            except Exception:
+                # without a list the provider refuses by itself; the thread has to go on asking
+                log.exception("status list not fetched")
+            self._stopped.wait(self._every_s)
+
+
+# --- the process ----------------------------------------------------------------------------------
+
+
+def has_work(home: Home) -> bool:
+    """Whether this kind of organisation asks or answers at all."""
+    return bool({Usage.ANSWER, Usage.REQUEST} & set(USAGES[home.own().org_kind]))
+
+
+@contextlib.contextmanager
+def beside(home: Home) -> Iterator[None]:
+    """Run the process beside a node for the length of the block; started again if it ends."""
+    if not has_work(home):
+        yield
+        return
+    stopped = threading.Event()
+    keeper = _Keeper(home, stopped)
+    keeper.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        keeper.end()
+
+
+class _Keeper(threading.Thread):
+    """Starts the process, and starts it again."""
+
+    def __init__(self, home: Home, stopped: threading.Event) -> None:
+        super().__init__(name="live", daemon=True)
+        self._home, self._stopped = home, stopped
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def run(self) -> None:
+        """Until the node stops."""
+        pause = 1.0
+        while not self._stopped.is_set():
+            began = time.monotonic()
+            with self._lock:
+                if self._stopped.is_set():
+                    return
+                self._process = process = subprocess.Popen(
+                    [sys.executable, "-m", "clients.live"],
+                    stdin=subprocess.PIPE,
+                    env=os.environ | {"LIANMO_HOME": str(self._home.path)},
+                )
+            code = process.wait()
+            if self._stopped.is_set():
+                return
+            pause = 1.0 if time.monotonic() - began > 60 else min(2 * pause, 30.0)
+            log.error("live process ended", extra={"code": code, "again_s": pause})
+            self._stopped.wait(pause)
+
+    def end(self) -> None:
+        """Close its standard input, and wait a moment."""
+        with self._lock:
+            process = self._process
+        if process is not None and process.stdin is not None:
+            process.stdin.close()
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def serve(home: Home, until: Callable[[], None]) -> None:
+    """Answer and serve the local API until `until` returns."""
+    settings = VerificationSettings.of(home)
+    usages = set(USAGES[home.own().org_kind])
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(contextlib.closing(Store.open(home.database_url)))
+        client = stack.enter_context(CoordinatorClient(home, retry_s=1.0))
+        follower = Follower(home, store, client, settings.status_every_s)
+        stack.callback(follower.stop)
+        threading.Thread(target=follower.run, name="status", daemon=True).start()
+        if Usage.ANSWER in usages:
+            provider = Provider(home, store, Gate(home, store, _now), now=_now)
+            line = AnswerLine(provider, client, time_class_s=settings.time_class_ms / 1000)
+            stack.callback(line.stop)
+            threading.Thread(target=line.run, name="answers", daemon=True).start()
+        if Usage.REQUEST in usages:
+            from clients.local_api import serving
+
+            stack.enter_context(serving(home, store, client, settings))
+        until()
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def main() -> int:
+    """`python -m clients.live`, in the environment of a node; ends with its standard input."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    logs.configure()
+    while True:
+        try:
+            serve(Home.open(), _until_end)
+        except Unavailable as error:  # the coordinator's card, say, is not there yet
+            log.warning("not serving yet", extra={"reason": str(error)})
+            time.sleep(AGAIN_S[1])
+            continue
+        except LianmoError as error:
+            log.error("not serving", extra={"reason": str(error)})
+            return error.exit_code
+        return 0
+
+
+def _until_end() -> None:
+    while sys.stdin.buffer.read(1 << 10):
+        pass
+
+
+if __name__ == "__main__":
+    sys.exit(main())

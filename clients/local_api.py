@@ -1,0 +1,523 @@
+"""The bank's own HTTP API, for its systems: on a Unix socket of the home or on loopback, with a
+token out of a file that only the node's account can read.
+
+POST carries an `Idempotency-Key`: one question for one key, whatever happens. A question whose
+outcome a crash has hidden is not put again under the same key, as it may have cost a use.
+Every answer that is not 2xx is an RFC 9457 problem without value, path, SQL or stack.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import hashlib
+import hmac
+import logging
+import re
+import secrets
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import uvicorn
+from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import Field
+from sqlalchemy import delete, update
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from clients import grants
+from clients.consent import Consents
+from clients.home import Home
+from clients.store import IdempotencyRow, Store
+from clients.verification_settings import VerificationSettings
+from clients.verifier import Carrier, Enquiry, Verifier, Wanted, plain
+from federation.api import PROBLEM_TYPE, Body, Page, Problem, problem_of
+from federation.catalogue import Period, Question
+from federation.enquiry import Answered, Comparison
+from federation.errors import LianmoError, Unavailable, UsageError
+from federation.grants import Channel, State
+from federation.keyring import SECRET_MODE, write_once
+from federation.objects import Digest, FieldName, Name, ObjectName, OrgId, Purpose, Time, utc_text
+
+log = logging.getLogger("lianmo.api")
+
+MAX_BODY = 256 << 10
+MAX_BATCH = 100
+KEY_LIFE = timedelta(days=2)
+SOCKET_PATH_MAX = 100  # bytes; Linux takes 107
+HEADERS = (
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"x-content-type-options", b"nosniff"),
+)
+
+
+class VerificationBody(Body):
+    """One question on one enterprise, under its grant."""
+
+    grant: Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]
+    provider: OrgId
+    dataset: ObjectName
+    field: FieldName
+    op: Question
+    comparison: Comparison | None = None
+    arg: Annotated[Name | None, Field(repr=False)] = None
+    period: Period = "current"
+
+    def wanted(self) -> Wanted:
+        """For the verifier."""
+        return Wanted(**self.model_dump())
+
+
+class BatchBody(Body):
+    """Several questions; each is answered by itself."""
+
+    items: Annotated[tuple[VerificationBody, ...], Field(min_length=1, max_length=MAX_BATCH)]
+
+
+class VerificationEntry(Body):
+    """A question and what came back; `result` is missing while there is no answer."""
+
+    id: str
+    created: Time
+    grant: Digest
+    provider: OrgId
+    dataset: ObjectName
+    field: FieldName
+    op: Question
+    comparison: Comparison | None = None
+    arg: str | None = None
+    period: Period
+    result: Answered | None = None
+    value: str | None = None
+    as_of: str | None = None
+    uses_left: int | None = None
+    answer: Digest | None = None
+    log: str | None = None
+    entry: int | None = None
+
+    @classmethod
+    def of(cls, enquiry: Enquiry) -> VerificationEntry:
+        """As the API shows it."""
+        return cls.model_validate(plain(enquiry))
+
+
+class BatchItem(Body):
+    """What became of one question of a batch: one of the two."""
+
+    verification: VerificationEntry | None = None
+    problem: Problem | None = None
+
+
+class BatchAnswer(Body):
+    """In the order of the questions."""
+
+    items: tuple[BatchItem, ...]
+
+
+class GrantEntry(Body):
+    """A grant that this bank holds."""
+
+    digest: Digest
+    state: State
+    channel: Channel
+    purpose: Purpose
+    expires: Time
+    max_uses: int
+    providers: tuple[OrgId, ...]
+
+
+class HealthEntry(Body):
+    """That the API answers."""
+
+    org: OrgId
+    version: str
+    time: Time
+
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(alias="Idempotency-Key", pattern=r"^[A-Za-z0-9_-]{16,64}$"),
+]
+Limit = Annotated[int, Query(ge=1, le=200)]
+Cursor = Annotated[str | None, Query(max_length=64)]
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    "default": {"model": Problem, "content": {PROBLEM_TYPE: {}}}
+}
+
+
+def create_app(
+    home: Home,
+    store: Store,
+    carrier: Carrier,
+    *,
+    token: str,
+    now: Callable[[], datetime],
+) -> ASGIApp:
+    """The API as an ASGI application."""
+    verifier, once = Verifier(home, store, carrier, now), Once(store, now)
+    api = APIRouter(prefix="/v1", responses=PROBLEMS)
+
+    @api.get("/health")
+    def health() -> HealthEntry:
+        """Say that the API answers."""
+        return HealthEntry(org=home.org, version=version("lianmo"), time=utc_text(now()))
+
+    @api.post("/verifications", status_code=201, response_model=VerificationEntry)
+    def verify(body: VerificationBody, key: IdempotencyKey = None) -> Response:
+        """Put one question on one enterprise; `refused` is an answer like the others."""
+
+        def effect() -> tuple[int, Body]:
+            return 201, VerificationEntry.of(verifier.ask(body.wanted()))
+
+        return once.serve("verifications", key, body, effect)
+
+    @api.post("/verifications/batches", status_code=200, response_model=BatchAnswer)
+    def verify_batch(body: BatchBody, key: IdempotencyKey = None) -> Response:
+        """Put several questions; each ends by itself, well or not."""
+
+        def effect() -> tuple[int, Body]:
+            found = verifier.ask_all([item.wanted() for item in body.items])
+            return 200, BatchAnswer(items=tuple(map(_item, found)))
+
+        return once.serve("batches", key, body, effect)
+
+    @api.get("/verifications")
+    def list_(cursor: Cursor = None, limit: Limit = 50) -> Page[VerificationEntry]:
+        """List the questions, the newest first; a page does not move when new ones come."""
+        found = verifier.page(_from_cursor(cursor), limit)
+        after = _to_cursor(found[-1].number) if len(found) == limit else None
+        return Page(items=tuple(map(VerificationEntry.of, found)), next=after)
+
+    @api.get("/verifications/{id}")
+    def show(id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]) -> VerificationEntry:
+        """Show one question and its answer."""
+        return VerificationEntry.of(verifier.get(id))
+
+    @api.get("/verifications/{id}/receipt")
+    def receipt(id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]) -> dict[str, Any]:
+        """Show the receipt that the answer stands in the provider's log."""
+        found = verifier.get(id).receipt
+        if found is None:
+            raise HTTPException(404)
+        return found.model_dump(mode="json")
+
+    @api.get("/grants")
+    def held() -> Page[GrantEntry]:
+        """List the grants that this bank holds, the newest first."""
+        return Page(items=tuple(_grants(home, store, now())))
+
+    app = FastAPI(
+        title="lianmo bank node",
+        version=version("lianmo"),
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/v1/openapi.json",
+        redirect_slashes=False,
+        exception_handlers={
+            LianmoError: _on_lianmo,
+            HTTPException: _on_http,
+            RequestValidationError: _on_invalid,
+            Exception: _on_bug,
+        },
+        dependencies=[Depends(_declared)],
+    )
+    app.include_router(api)
+    return Door(app, token)
+
+
+def _declared(authorization: Annotated[str | None, Header()] = None) -> None:
+    """Stands in the OpenAPI document; `Door` has looked at it before."""
+
+
+def _item(found: Enquiry | LianmoError) -> BatchItem:
+    if isinstance(found, LianmoError):
+        return BatchItem(problem=problem_of(found))
+    return BatchItem(verification=VerificationEntry.of(found))
+
+
+def _grants(home: Home, store: Store, now: datetime) -> Iterator[GrantEntry]:
+    for stored in Consents(store).all():
+        grant = stored.grant
+        yield GrantEntry(
+            digest=stored.digest,
+            state=grants.state(home, store, stored.digest, now),
+            channel=grant.channel,
+            purpose=grant.purpose,
+            expires=grant.expires,
+            max_uses=grant.max_uses,
+            providers=grant.providers,
+        )
+
+
+def _to_cursor(number: int) -> str:
+    return base64.urlsafe_b64encode(str(number).encode()).decode()
+
+
+def _from_cursor(cursor: str | None) -> int | None:
+    if cursor is None:
+        return None
+    try:
+        text = base64.b64decode(cursor, altchars=b"-_", validate=True).decode("ascii")
+    except (binascii.Error, UnicodeDecodeError, ValueError):
+        text = ""
+    if not re.fullmatch(r"[0-9]{1,15}", text):
+        raise UsageError("this cursor is none of ours", todo="begin again without a cursor")
+    return int(text)
+
+
+# --- one effect for one key -----------------------------------------------------------------------
+
+
+class Once:
+    """Keeps what became of a POST under its key."""
+
+    def __init__(self, store: Store, now: Callable[[], datetime]) -> None:
+        self._store, self._now = store, now
+        self._end_interrupted()
+
+    def serve(
+        self, path: str, key: str | None, body: Body, effect: Callable[[], tuple[int, Body]]
+    ) -> Response:
+        """Do it, or give the answer that the same request had."""
+        if key is None:
+            return _response(*effect())
+        content = f"{path}\0{body.model_dump_json()}".encode()
+        fingerprint = hashlib.sha256(content).hexdigest()
+        if (known := self._claim(key, fingerprint)) is not None:
+            return known
+        try:
+            status, answer = effect()
+            kind, data = "application/json", answer.model_dump_json().encode()
+        except LianmoError as error:
+            problem = problem_of(error)
+            status, kind, data = problem.status, PROBLEM_TYPE, problem.model_dump_json().encode()
+        except BaseException:
+            self._settle(key, 500, PROBLEM_TYPE, _INTERRUPTED)
+            raise
+        self._settle(key, status, kind, data)
+        return Response(data, status, media_type=kind)
+
+    def _claim(self, key: str, fingerprint: str) -> Response | None:
+        now = self._now()
+        with self._store.writing(IdempotencyRow) as session:
+            old = utc_text(now - KEY_LIFE)
+            session.execute(delete(IdempotencyRow).where(IdempotencyRow.created < old))
+            row = session.get(IdempotencyRow, key)
+            if row is None:
+                row = IdempotencyRow(
+                    key=key, fingerprint=fingerprint, content_type="", created=utc_text(now)
+                )
+                session.add(row)
+                return None
+            if row.fingerprint != fingerprint:
+                return _problem(422, "this Idempotency-Key was used for another request")
+            if row.status is None:
+                return _problem(409, "the first request with this Idempotency-Key is served")
+            return Response(row.body, row.status, media_type=row.content_type)
+
+    def _settle(self, key: str, status: int, kind: str, data: bytes) -> None:
+        with self._store.writing(IdempotencyRow) as session:
+            if (row := session.get(IdempotencyRow, key)) is not None:
+                row.status, row.content_type, row.body = status, kind, data
+
+    def _end_interrupted(self) -> None:
+        """What a crash cut off: whether the question was answered, nobody here knows."""
+        with self._store.writing(IdempotencyRow) as session:
+            session.execute(
+                update(IdempotencyRow)
+                .where(IdempotencyRow.status.is_(None))
+                .values(status=503, content_type=PROBLEM_TYPE, body=_INTERRUPTED)
+            )
+
+
+def _response(status: int, body: Body) -> Response:
+    return Response(body.model_dump_json(), status, media_type="application/json")
+
+
+_INTERRUPTED = (
+    problem_of(
+        Unavailable(
+            "interrupted while it was served: the question may have cost a use",
+            todo="look for it in GET /v1/verifications, then ask again with a new key",
+        )
+    )
+    .model_dump_json()
+    .encode()
+)
+
+# --- problems -------------------------------------------------------------------------------------
+
+
+def _problem(status: int, detail: str = "") -> Response:
+    problem = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail)
+    return Response(problem.model_dump_json(), status, media_type=PROBLEM_TYPE)
+
+
+async def _on_lianmo(request: Request, error: Exception) -> Response:
+    if not isinstance(error, LianmoError):
+        raise error
+    problem = problem_of(error)
+    return Response(problem.model_dump_json(), problem.status, media_type=PROBLEM_TYPE)
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    response = _problem(error.status_code)
+    if error.headers and "allow" in {name.lower() for name in error.headers}:
+        response.headers.update(error.headers)
+    return response
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    """Which field, and why; never its value."""
+    if not isinstance(error, RequestValidationError):
+        raise error
+    first = error.errors()[0]
+    place = ".".join(str(part)[:64] for part in first["loc"])
+    return _problem(422, f"{place}: {first['msg']}")
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    log.error("internal error", extra={"error": type(error).__name__})
+    return _problem(500)
+
+
+# --- the door -------------------------------------------------------------------------------------
+
+
+class Door:
+    """The token, the size of a body, and headers on every answer."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app, self._expected = app, f"Bearer {token}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *HEADERS]
+            await send(message)
+
+        shown = dict(scope["headers"]).get(b"authorization", b"")
+        if not hmac.compare_digest(shown, self._expected):
+            refused = _problem(401, "Authorization: Bearer and the content of api.token")
+            refused.headers["www-authenticate"] = "Bearer"
+            return await refused(scope, receive, with_headers)
+        body = await _read(receive)
+        if body is None:
+            too_large = _problem(413, f"a body has at most {MAX_BODY} bytes")
+            return await too_large(scope, receive, with_headers)
+        await self._app(scope, _again(body, receive), with_headers)
+
+
+async def _read(receive: Receive) -> bytes | None:
+    body, more = bytearray(), True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message["type"] == "http.request" and message.get("more_body", False)
+        if len(body) > MAX_BODY:
+            return None
+    return bytes(body)
+
+
+def _again(body: bytes, receive: Receive) -> Callable[[], Awaitable[Message]]:
+    given = False
+
+    async def first_the_body() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return first_the_body
+
+
+# --- the server -----------------------------------------------------------------------------------
+
+
+def token_of(home: Home) -> str:
+    """The API's token; made when first asked for, in a file of mode 0600."""
+    file = home.path / "api.token"
+    if not file.is_file():
+        write_once(file, secrets.token_urlsafe(32).encode(), SECRET_MODE)
+    return file.read_text().strip()
+
+
+@contextlib.contextmanager
+def serving(
+    home: Home, store: Store, carrier: Carrier, settings: VerificationSettings
+) -> Iterator[None]:
+    """Serve in a thread of its own for the length of the block."""
+    app = create_app(home, store, carrier, token=token_of(home), now=lambda: datetime.now(UTC))
+    config = uvicorn.Config(
+        app,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=2,
+    )
+    server = _Server(config)
+    with _listening(home, settings.api_port) as listener:
+        thread = threading.Thread(target=server.run, args=([listener],), name="api", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            server.should_exit = True
+            thread.join(5)
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to the process."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Nothing."""
+        yield
+
+
+@contextlib.contextmanager
+def _listening(home: Home, port: int | None) -> Iterator[socket.socket]:
+    """A socket that nobody but this account can connect to, or a port of loopback."""
+    try:
+        if port is not None:
+            with socket.socket() as listener:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind(("127.0.0.1", port))
+                listener.listen(128)
+                yield listener
+            return
+        path = home.path / "api.sock"
+        if len(str(path).encode()) > SOCKET_PATH_MAX:
+            todo = "set `api_port` in [verification] of config.toml"
+            raise Unavailable("the home's path is too long for a socket in it", todo=todo)
+        path.unlink(missing_ok=True)  # of a process that ended: only one node runs in a home
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            Path(path).chmod(SECRET_MODE)
+            listener.listen(128)
+            try:
+                yield listener
+            finally:
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        what = f"the local API cannot listen ({(error.strerror or 'error').lower()})"
+        raise Unavailable(what, todo="see `api_port` in [verification] of config.toml") from None
