@@ -95,7 +95,7 @@ def narrowed(draft: JobDraft, asked: Iterable[tuple[str, Narrowing]]) -> JobDraf
         left = {f for part in (draft.bank, *changes["department"]) for f in part.fields or ()}
         if isinstance(parameters, TreesParameters):
             changes["trees"] = _trees(parameters, item, left)
-        else:
+        elif isinstance(parameters, ScorecardParameters):
             changes["scorecard"] = _scorecard(parameters, item, left)
         plain = draft.model_dump(exclude_unset=True) | {"limits": limits} | changes
         draft = type(draft).model_validate(plain)

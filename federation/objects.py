@@ -22,6 +22,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PrivateAttr,
     StringConstraints,
     ValidationInfo,
     field_validator,
@@ -595,6 +596,8 @@ class JobManifest(SignedObject):
     expires: Time
     previous: Digest | None = None
 
+    _viewed: str = PrivateAttr(default="")
+
     @field_validator("parameters", mode="before")
     @classmethod
     def _of_the_task(cls, value: object, info: ValidationInfo) -> object:
@@ -638,8 +641,16 @@ class JobManifest(SignedObject):
 
     @property
     def bank(self) -> str:
-        """The label owner."""
-        return self.of_role(Role.BANK)[0]
+        """The label owner; of several the proposer, or the one that this view is about."""
+        return self._viewed or self.of_role(Role.BANK)[0]
+
+    def seen_from(self, bank: str) -> Self:
+        """The same manifest, digest and all, as what lies between one bank and the departments."""
+        if bank not in self.banks:
+            raise ValueError(f"{bank} is no bank of the job")
+        view = self.model_copy()
+        view._viewed = bank
+        return view
 
     @property
     def banks(self) -> tuple[str, ...]:

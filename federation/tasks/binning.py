@@ -140,7 +140,7 @@ def _bins_of_numbers(column: NumberColumn, max_bins: int, min_rows: int) -> Feat
         upto = firsts[: _runs(known, firsts) + 1]  # rows below each distinct value, and all
         distinct = known[upto[:-1]]
         edges = _edges(distinct, upto, max_bins)
-        edges = _without_small_bins(edges, _sizes(edges, distinct, upto), max_bins, min_rows)
+        edges = without_small_bins(edges, _sizes(edges, distinct, upto), max_bins, min_rows)
     own = len(edges) + 1
     missing, bins = own, own + 1
     if values.size - known.size < min_rows:
@@ -253,7 +253,7 @@ def _sizes(
     return np.diff(np.concatenate([[0], below, upto[-1:]]))
 
 
-def _without_small_bins(
+def without_small_bins(
     edges: NDArray[np.float64], rows: NDArray[np.int64], max_bins: int, min_rows: int
 ) -> NDArray[np.float64]:
     """Drops edges until no bin has fewer than `min_rows` rows and at most `max_bins` are left.

@@ -2,7 +2,7 @@
 
 run_bank, run_department   the party programs
 plan, declare, plan_of     query parameters, token limits, disclosures of a manifest
-plan_trees, offers, cost   what a job would ask, cheaper settings within a budget, bytes and memory
+plan_trees, offers         what a job would ask, and cheaper settings within a budget
 fit_pooled                 the same trees with all columns in one place, for comparison
 
 The modules: trees_grow one tree from sums, trees_columns where sums come from, trees_fit boosting,
@@ -29,9 +29,7 @@ from federation.tasks.trees_grow import Bools, Feature, Integers
 from federation.tasks.trees_model import TreesModel, TreesPart, TreesResult, feature_of
 from federation.tasks.trees_plan import (
     Offer,
-    TreesCost,
     TreesPlan,
-    cost,
     declare,
     offers,
     plan,
@@ -45,12 +43,10 @@ from protocols.streams import Randomness
 __all__ = [
     "Offer",
     "PooledTrees",
-    "TreesCost",
     "TreesModel",
     "TreesPart",
     "TreesPlan",
     "TreesResult",
-    "cost",
     "declare",
     "fit_pooled",
     "offers",

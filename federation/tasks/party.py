@@ -10,14 +10,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from federation.channel import Channel
-from federation.errors import IntegrityError
+from federation.errors import IntegrityError, LianmoError
 from federation.escrow import Desk
 from federation.ledger import Ledger
 from federation.objects import Committed, JobManifest
@@ -109,6 +109,14 @@ class Party:
     stage: str = "start"
     seconds: dict[str, float] = field(default_factory=dict)  # wall time by stage
 
+    def seen_from(self, bank: str) -> Party:
+        """This party as one of several banks has to do with it: `manifest.bank` is that bank.
+
+        Channels, books and ledger are shared with this one. No checkpoints: what several banks
+        found together is not taken up by one of them.
+        """
+        return replace(self, manifest=self.manifest.seen_from(bank), checkpoints=None)
+
     @property
     def manifest_digest(self) -> bytes:
         """What binds every draw and label to this very manifest."""
@@ -143,6 +151,9 @@ class Party:
             todo = "both sides' transcripts go to the auditor; do not repeat the job unchanged"
             text = str(error)
             raise IntegrityError(text, party=self.me, stage=stage, todo=todo) from error
+        except LianmoError as error:
+            error.stage = error.stage or stage
+            raise
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - began
         self.report(Progress(stage, steps, steps))

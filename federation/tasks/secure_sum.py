@@ -70,6 +70,9 @@ class Pool(Protocol):
         """The same for numbers clipped to +- clip, in steps of `resolution`, rounded at random."""
 
 
+WIDE = 1 << 58  # a bound for integers that have room to spare
+
+
 class Alone:
     """The pool of one bank: a total is its own value."""
 
@@ -309,7 +312,7 @@ class _Collecting:
 def pool_of(party: Party) -> Pool:
     """The job's banks: alone or together."""
     banks = party.manifest.banks
-    return SecurePool(party, banks, party.manifest.bank) if len(banks) > 1 else Alone(party.me)
+    return SecurePool(party, banks, banks[0]) if len(banks) > 1 else Alone(party.me)
 
 
 def require_members(members: Sequence[str], certified: Mapping[str, bytes]) -> None:

@@ -18,6 +18,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from federation.tasks.secure_sum import WIDE, Alone, Pool
 from federation.tasks.trees_grow import (
     Bools,
     Feature,
@@ -65,14 +66,19 @@ class Columns:
         *,
         cap: int = 0,
         hessians: bool = True,
+        pool: Pool | None = None,
         executor: Executor | None = None,
     ) -> None:
-        """codes: (own features, customers) bins. counts: training customers of their columns."""
+        """codes: (own features, customers) bins. counts: training customers of their columns.
+
+        pool: the banks that grow the trees together; every sum is then over all of them.
+        """
         self.grid = Grid([*own, *theirs])
         self.opened: dict[Split, Bools] = {}
         self.surprises = 0  # open bits that do not fit the answers; no party is shown a reaction
         self._own, self._remote, self._cap, self._hessians = len(own), remote, cap, hessians
-        self._executor = executor
+        self._executor, self.pool = executor, pool or Alone("")
+        self._openings = 0  # how often cells were made
         customers = codes.shape[1]
         self._codes = np.concatenate([codes, np.zeros((len(theirs), customers), np.uint8)])
         self._split = int(self.grid.starts[len(own)])  # columns before are the bank's
@@ -120,12 +126,26 @@ class Columns:
                 start, stop = self.grid.starts[f : f + 2]
                 sums[:, start:stop] = own[f][: stop - start].T
             found.append(sums)
+        if found and self._split:
+            own_sums = np.stack([sums[:, : self._split] for sums in found])
+            for sums, total in zip(found, self._together("own sums", own_sums), strict=True):
+                sums[:, : self._split] = total
         if collect is not None:
             answers = iter(collect())
             for node, sums in zip(nodes, found, strict=True):
                 if node.is_asked:
                     sums[:2, self._split :] = next(answers)
         return found
+
+    def totals(self, groups: Sequence[Integers]) -> list[Integers]:
+        """`Gradients.totals` of each group of customers, over all banks."""
+        if not groups:
+            return []
+        own = np.stack([self._now.totals(rows) for rows in groups])
+        return list(self._together("totals", own))
+
+    def _together(self, what: str, values: Integers) -> Integers:
+        return self.pool.integers(f"tree {what}", values, WIDE)
 
     def check_sibling(self, node: Node) -> None:
         """What came by subtraction must be possible; raises ProtocolError."""
@@ -224,6 +244,7 @@ class Columns:
 
     def _index_cells(self) -> None:
         """Cells of all departments' features in one row of numbers, and each column's."""
+        self._openings += 1
         sizes = [int(cells.max()) + 1 for cells in self._cells]
         starts = np.cumsum([0, *sizes]).astype(np.int64)
         self._cell_starts, self._cell_count = starts, int(starts[-1])
@@ -236,17 +257,11 @@ class Columns:
 
     def _spread_over_bins(self, node: Node, sums: Floats) -> None:
         """Fill (3, their columns) in place with what was not asked."""
-        cells = np.empty((3, self._cell_count))
-        cut = [
-            i
-            for i in range(len(self._cells))
-            if self._cell_starts[i + 1] - self._cell_starts[i] > 1
-        ]
-        cells[:] = np.array([[node.g], [node.h], [node.customers]])
-        counted = self._count(node.rows, [self._own + i for i in cut])
-        for i, table in zip(cut, counted, strict=True):
-            start, stop = self._cell_starts[i : i + 2]
-            cells[:, start:stop] = table[: stop - start].T
+        if node.cells is None or node.cells_of != self._openings:
+            self.prepare([node])
+        if node.cells is None:
+            raise RuntimeError("a node without cells")
+        cells = node.cells.astype(np.float64)
         share = _share(self._counts, self._cell_counts, self._cell_of)
         asked = self._asks and node.is_asked
         if not asked:
@@ -260,6 +275,28 @@ class Columns:
             by_weight = _share(sums[1], weights, self._cell_of)
             even = weights[self._cell_of] == 0
             sums[2] = cells[2][self._cell_of] * np.where(even, share, by_weight)
+
+    def prepare(self, nodes: Sequence[Node]) -> None:
+        """The nodes' sums over the cells of what is open, in one step."""
+        wide = [f for f in range(len(self._cells)) if np.diff(self._cell_starts)[f] > 1]
+        if not nodes or self._split == self.grid.columns:
+            return
+        made = np.empty((len(nodes), 3, self._cell_count), np.int64)
+        for cells, node in zip(made, nodes, strict=True):
+            cells[:] = np.array([[node.g], [node.h], [node.customers]])
+        at = [slice(*self._cell_starts[f : f + 2]) for f in wide]
+        if wide:
+            own = np.empty((len(nodes), 3, sum(s.stop - s.start for s in at)), np.int64)
+            for part, node in zip(own, nodes, strict=True):
+                tables = self._count(node.rows, [self._own + f for f in wide])
+                sizes = [s.stop - s.start for s in at]
+                part[:] = np.concatenate(
+                    [table[:size].T for table, size in zip(tables, sizes, strict=True)], axis=1
+                )
+            places = np.concatenate([np.arange(s.start, s.stop) for s in at])
+            made[:, :, places] = self._together("cells", own)
+        for cells, node in zip(made, nodes, strict=True):
+            node.cells, node.cells_of = cells, self._openings
 
     def _count(self, rows: Integers, features: Sequence[int]) -> NDArray[np.int64]:
         """(features, 256, 3): g, h and customers of each code over the rows that take part."""

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from federation.objects import TreesParameters
 from federation.tasks.fit import P_BITS, SCORE_BITS, SCORE_LIMIT, probability, quantise
+from federation.tasks.secure_sum import WIDE
 from federation.tasks.trees_columns import Columns
 from federation.tasks.trees_grow import Bools, Gradients, Integers, Node, Rules, Split, grow
 from protocols.streams import Stream
@@ -142,11 +143,24 @@ def boost(
     settings = Settings.of(parameters)
     joint = parameters.joint_trees or parameters.trees
     weights = np.where(labels > 0, settings.bad_weight, 1 << WEIGHT_BITS).astype(np.int64)
-    base = _base(labels[train], weights[train])
+    pool = columns.pool
+
+    def over_banks(what: str, *values: int) -> list[int]:
+        return list(map(int, pool.integers(f"trees {what}", np.array(values, np.int64), WIDE)))
+
+    bads, goods, watched_weight, weight = over_banks(
+        "weights",
+        int(weights[train & (labels > 0)].sum()),
+        int(weights[train & (labels == 0)].sum()),
+        int(weights[validation].sum()),
+        int(weights[train].sum()),
+    )
+    base = _base(bads, goods)
     margins = np.full(len(labels), base, np.int64)
     trees: list[Tree] = []
     history: list[Step] = []
-    best, best_loss = 0, _loss(margins, labels, weights, validation)
+    best = 0
+    (best_loss,) = over_banks("loss", _loss(margins, labels, weights, validation))
     for number in range(parameters.trees):
         asks = number < joint
         if parameters.patience and number - best >= parameters.patience:
@@ -160,7 +174,8 @@ def boost(
             if asks:
                 before(number, True)
             active = train & _sample(len(labels), settings.rows, draw, "rows", number)
-            gradients = _gradients(margins, labels, weights, active, vmax, draw, number)
+            most = None if len(pool.members) == 1 else max(settings.bad_weight, 1 << WEIGHT_BITS)
+            gradients = _gradients(margins, labels, weights, active, vmax, draw, number, most)
             features = len(columns.grid.features)
             sampled = _sample(features, settings.features, draw, "features", number)
             columns.start(gradients, sampled, asks)
@@ -170,13 +185,18 @@ def boost(
             for node in nodes:
                 if node.split is None:
                     margins[node.rows] += trees[-1].values[node.number]
-        watched = _loss(margins, labels, weights, validation)
+        watched, lost = over_banks(
+            "loss",
+            _loss(margins, labels, weights, validation),
+            _loss(margins, labels, weights, train),
+        )
         if not parameters.patience or watched < best_loss:
             best, best_loss = number + 1, watched
-        part = watched / max(int(weights[validation].sum()), 1) if validation.any() else None
-        lost = _loss(margins, labels, weights, train) / max(int(weights[train].sum()), 1)
+        part = watched / watched_weight if watched_weight else None
         scale = float(1 << LOSS_BITS)
-        history.append(Step(lost / scale, None if part is None else part / scale, asks))
+        history.append(
+            Step(lost / max(weight, 1) / scale, None if part is None else part / scale, asks)
+        )
         if number >= len(done):
             after(trees)
     kept = trees[:best]
@@ -209,10 +229,8 @@ def _sample(count: int, share: float, draw: Draw, purpose: str, number: int) -> 
     return taken
 
 
-def _base(labels: NDArray[np.uint8], weights: Integers) -> int:
-    bad = float(weights[labels > 0].sum())
-    good = float(weights[labels == 0].sum())
-    odds = max(bad, 0.5) / max(good, 0.5)
+def _base(bads: int, goods: int) -> int:
+    odds = max(bads, 0.5) / max(goods, 0.5)
     # A log of a ratio, rounded to 2^-12: no machine's last bit matters short of a tie.
     return int(np.rint(np.log(odds) * (1 << SCORE_BITS)))
 
@@ -225,12 +243,19 @@ def _gradients(
     vmax: int,
     draw: Draw,
     number: int,
+    heaviest: int | None,
 ) -> Gradients:
+    """heaviest: a customer's largest weight, which the scale has to allow for where several banks
+    must have the same one; None: it is that of the largest value here."""
     one = 1 << P_BITS
     p = probability(margins)
     exact_g = np.where(active, ((p - labels.astype(np.int64) * one) * weights) >> WEIGHT_BITS, 0)
     exact_h = np.where(active, (((p * (one - p)) >> P_BITS) * weights) >> WEIGHT_BITS, 0)
-    largest = max(int(np.abs(exact_g).max()), 1), max(int(exact_h.max()), 1)
+    if heaviest is None:
+        largest = max(int(np.abs(exact_g).max()), 1), max(int(exact_h.max()), 1)
+    else:  # |p - y| < 1 and p (1 - p) <= 1/4
+        whole = (one * heaviest) >> WEIGHT_BITS
+        largest = max(whole, 1), max(whole // 4, 1)
     return Gradients(
         quantise(exact_g * vmax, largest[0], draw("gradients", number)),
         quantise(exact_h * vmax, largest[1], draw("hessians", number)),

@@ -184,6 +184,8 @@ class Node:
     low: float = -np.inf  # bounds of what its leaves may say, from monotone splits above
     high: float = np.inf
     sums: Integers | None = field(default=None, repr=False)  # (3, columns)
+    cells: Integers | None = field(default=None, repr=False)  # sums over what is open, see Columns
+    cells_of: int = -1  # as of so many openings
     is_asked: bool = True  # whether departments are, in a tree that asks
     split: Split | None = None  # None: a leaf
     gain: float = 0.0
@@ -208,6 +210,12 @@ class Columns(Protocol):
 
     def sums(self, nodes: Sequence[Node]) -> list[Integers]:
         """One round: (3, columns) g, h, customers over each node; nought where nobody was asked."""
+
+    def totals(self, groups: Sequence[Integers]) -> list[Integers]:
+        """`Gradients.totals` of each group of customers, over all banks."""
+
+    def prepare(self, nodes: Sequence[Node]) -> None:
+        """What `candidates` of these nodes will need, in one step."""
 
     def candidates(self, node: Node) -> Floats:
         """(3, features, bins, 2): g, h and customers of what each split puts to the left."""
@@ -333,7 +341,8 @@ class _Growth:
         self.columns, self.gradients, self.rules = columns, gradients, rules
         rows = np.arange(len(gradients.g), dtype=np.int64)
         self.nodes: list[Node] = []
-        self._add(rows, gradients.totals(rows), 0, -np.inf, np.inf)
+        (totals,) = columns.totals([rows])
+        self._add(rows, totals, 0, -np.inf, np.inf)
 
     def run(self) -> list[Node]:
         (root,) = self.nodes
@@ -353,7 +362,7 @@ class _Growth:
                 self._fill(pairs)
             chosen = self._choose_level(level)
             self.columns.open([choice.split for _, choice in chosen])
-            found = [self._divide(node, choice) for node, choice in chosen]
+            found = self._divide_all(chosen)
             pairs = [pair for pair in found if pair]
             level = [child for _, left, right in pairs for child in (left, right)]
             if not level:
@@ -375,7 +384,7 @@ class _Growth:
                 break
             node, choice = max(able, key=lambda item: item[1].gain)  # the first of equals
             self.columns.open([choice.split])
-            pair = self._divide(node, choice)
+            (pair,) = self._divide_all([(node, choice)])
             waiting = [(other, one) for other, one in able if other is not node]
             if rounds_left:
                 self._fill([pair] if pair else [])
@@ -385,6 +394,7 @@ class _Growth:
     def _choose_level(self, level: list[Node]) -> list[tuple[Node, Choice]]:
         """The nodes' choices within the caps: who gains most comes first."""
         allowed = self.columns.allowed()
+        self.columns.prepare([node for node in level if self._may_split(node)])
         found = [(node, self._choose(node, allowed)) for node in level]
         wishes = sorted(((node, one) for node, one in found if one), key=lambda item: -item[1].gain)
         pending: set[Split] = set()
@@ -397,8 +407,11 @@ class _Growth:
                 chosen.append((node, choice))
         return chosen
 
+    def _may_split(self, node: Node) -> bool:
+        return node.customers >= 2 * self.rules.min_cohort and node.depth < self.rules.max_depth
+
     def _choose(self, node: Node, allowed: Bools) -> Choice | None:
-        if node.customers < 2 * self.rules.min_cohort or node.depth >= self.rules.max_depth:
+        if not self._may_split(node):
             return None
         columns, known = self.columns, self.columns.known()
         return choose_split(
@@ -411,24 +424,44 @@ class _Growth:
             self.rules,
         )
 
-    def _divide(self, node: Node, choice: Choice | None) -> tuple[Node, Node, Node] | None:
-        """Split a node by its choice, now open; by another open one if a child is too small.
+    def _divide_all(
+        self, chosen: Sequence[tuple[Node, Choice]]
+    ) -> list[tuple[Node, Node, Node] | None]:
+        """Split every node by its choice, now open; their children's totals come in one step."""
+        sides = [self._sides(node, choice) for node, choice in chosen]
+        totals = self.columns.totals([rows for pair in sides for rows in pair])
+        return [
+            self._divide(node, choice, sides[i], (totals[2 * i], totals[2 * i + 1]))
+            for i, (node, choice) in enumerate(chosen)
+        ]
+
+    def _sides(self, node: Node, choice: Choice) -> tuple[Integers, Integers]:
+        return _sides(node.rows, self.columns.goes_left(choice.split, node.rows))
+
+    def _divide(
+        self,
+        node: Node,
+        choice: Choice,
+        sides: tuple[Integers, Integers],
+        totals: tuple[Integers, Integers],
+    ) -> tuple[Node, Node, Node] | None:
+        """Split a node by an open choice; by another open one if a child is too small.
 
         Counts of a department's bins are estimates until a threshold is open.
         """
         columns, refused = self.columns, list[Split]()
-        while choice is not None:
-            goes = columns.goes_left(choice.split, node.rows)
-            sides = _sides(node.rows, goes)
-            totals = self.gradients.totals(sides[0]), self.gradients.totals(sides[1])
-            if all(self._is_large(of) for of in totals):
-                return self._accept(node, choice, sides, totals)
+        while not all(self._is_large(of) for of in totals):
             refused.append(choice.split)
             known = columns.known() & columns.allowed()
             for split in refused:
                 known[_place(split)] = False
-            choice = self._choose(node, known)
-        return None
+            other = self._choose(node, known)
+            if other is None:
+                return None
+            choice, sides = other, self._sides(node, other)
+            left, right = columns.totals(sides)
+            totals = left, right
+        return self._accept(node, choice, sides, totals)
 
     def _is_large(self, totals: Integers) -> bool:
         _, h, customers, _, _ = map(int, totals)

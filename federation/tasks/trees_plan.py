@@ -28,16 +28,10 @@ from federation.objects import (
     QueryParameters,
     TreesParameters,
 )
-from federation.tasks import row_keys
+from federation.tasks import pooled, row_keys
 from protocols.errors import ParameterError
 from protocols.linear_query import Layout, Parameters
-from protocols.parameters import (
-    answer_size_bytes,
-    choose_parameters,
-    query_size_bytes,
-    reply_size_bytes,
-    request_size_bytes,
-)
+from protocols.parameters import choose_parameters
 
 VMAX = (511, 255, 127)  # 10 bits, less where a column could overflow
 COUNT_QUERIES = 1
@@ -77,16 +71,6 @@ class Offer:
     exposure: float
 
 
-@dataclass(frozen=True, slots=True)
-class TreesCost:
-    """What a job carries and holds, in bytes; per department where it says so."""
-
-    sent_to_department: int
-    received_from_department: int
-    bank_memory: int
-    department_memory: int
-
-
 def rounds_of(parameters: TreesParameters) -> tuple[int, ...]:
     """How many nodes are asked in each round of one tree."""
     if parameters.growth == "leaf":
@@ -112,8 +96,12 @@ def plan_trees(
     customers_max: int,
     department_fields: Mapping[str, int],
     parameters: TreesParameters,
+    banks: int = 1,
 ) -> TreesPlan:
-    """The plan; raises UsageError if no parameters of the query serve these figures safely."""
+    """The plan; customers_max: of one bank.
+
+    Raises UsageError if no parameters of the query serve these figures safely.
+    """
     tokens = tokens_of(parameters)
     most = parameters.max_bins + 1
     layouts = [Layout(rows, (most,) * fields) for fields in department_fields.values()]
@@ -124,16 +112,18 @@ def plan_trees(
         org: min(fields * each, joint * splits_of(parameters))
         for org, fields in department_fields.items()
     }
-    query = _choose(layouts, customers_max, tokens)
+    query = _choose(layouts, customers_max * banks, tokens, banks)
     rounds = rounds_of(parameters)
     return TreesPlan(query, rounds, 2 if parameters.hessians else 1, joint, tokens, thresholds)
 
 
-def _choose(layouts: list[Layout], customers: int, tokens: int) -> Parameters:
+def _choose(layouts: list[Layout], customers: int, tokens: int, banks: int) -> Parameters:
     refusal: ParameterError | None = None
     for vmax in VMAX:
         try:
-            found = choose_parameters(layouts, customers=customers, vmax=vmax, tokens=tokens)
+            found = choose_parameters(
+                layouts, customers=customers, vmax=vmax, tokens=tokens, banks=banks
+            )
         except ParameterError as error:
             refusal = error
             continue
@@ -150,6 +140,7 @@ def plan(
     bank_fields: int,
     department_fields: Mapping[str, int],
     parameters: TreesParameters,
+    banks: int = 1,
 ) -> tuple[QueryParameters, int, int]:
     """For the manifest: query parameters, tokens a department, tokens between departments (none).
 
@@ -160,6 +151,7 @@ def plan(
         customers_max=customers_max,
         department_fields=department_fields,
         parameters=parameters,
+        banks=banks,
     )
     return _query(made), made.tokens, 0
 
@@ -172,7 +164,9 @@ def plan_of(manifest: JobManifest) -> TreesPlan:
         customers_max=manifest.limits.customers_max,
         department_fields={org: len(manifest.party(org).fields) for org in manifest.departments},
         parameters=manifest.trees,
+        banks=len(manifest.banks),
     )
+    pooled.require_agreed(manifest)
     named = {*manifest.trees.increasing, *manifest.trees.decreasing}
     if unknown := named - {name for party in manifest.parties for name in party.fields}:
         raise UsageError(f"monotone, but no field of the job: {', '.join(sorted(unknown))}")
@@ -250,6 +244,29 @@ def offers(
 
 def declare(manifest: JobManifest) -> tuple[DeclaredDisclosure, ...]:
     """Everything that a job of this manifest can reveal, at most (PROTOCOLS.md section 5)."""
+    lines = [line for bank in manifest.banks for line in _declare(manifest.seen_from(bank))]
+    totals = totals_of(manifest) if len(manifest.banks) > 1 else 0
+    return (*lines, *pooled.declare(manifest, totals))
+
+
+def totals_of(manifest: JobManifest) -> int:
+    """Numbers that the sums over several banks open together, at most."""
+    made, parameters = plan_of(manifest), manifest.trees
+    fields = len(manifest.party(manifest.bank).fields)
+    theirs = sum(len(manifest.party(org).fields) for org in manifest.departments)
+    bins = parameters.max_bins + 1
+    trees, nodes = parameters.trees, 2 * splits_of(parameters) + 1
+    # Of a node: its totals, its sums over own bins, and over what is open of the departments'
+    # features; twice, where a first choice turns out too small.
+    a_node = 5 + 3 * fields * bins + 3 * theirs * (parameters.thresholds + 1)
+    alone = 5 + 3 * fields * bins
+    asked = made.tokens * theirs * bins
+    before = pooled.totals_of_bins(fields, parameters.max_bins) + 16
+    return before + asked + trees * (2 * nodes * (a_node + alone) + 8)
+
+
+def _declare(manifest: JobManifest) -> list[DeclaredDisclosure]:
+    """What lies between one bank and the departments."""
     made, parameters = plan_of(manifest), manifest.trees
     bank, customers = manifest.bank, manifest.limits.customers_max
     lines: list[DeclaredDisclosure] = []
@@ -268,38 +285,10 @@ def declare(manifest: JobManifest) -> tuple[DeclaredDisclosure, ...]:
         add(bank, org, What.ROW_KEYS, manifest.limits.row_keys, 0)
         add(bank, org, What.QUERIES, made.tokens, 0)
         add(org, bank, What.BIN_DEFINITIONS, columns, 64)
-        add(org, bank, What.BIN_COUNTS, columns, max(customers.bit_length(), 1))
+        counted = (customers * len(manifest.banks)).bit_length()
+        add(org, bank, What.BIN_COUNTS, columns, max(counted, 1))
         sums = (made.tokens - COUNT_QUERIES) * columns
         add(org, bank, What.QUERY_SUMS, sums, made.query.t_bits)
         add(bank, org, What.THRESHOLDS, made.thresholds[org], THRESHOLD_BITS)
         add(org, bank, What.SPLIT_BITS, made.thresholds[org] * customers, 1, True)
-    return tuple(lines)
-
-
-# --- what it costs --------------------------------------------------------------------------------
-
-
-def cost(manifest: JobManifest) -> TreesCost:
-    """Bytes and memory of a job, for `lianmo job estimate`; row keys not included.
-
-    The protocol's share is exact; thresholds are taken at half of what is declared, as trees open
-    the same ones again and again.
-    """
-    made, parameters = plan_of(manifest), manifest.trees
-    rows, customers = manifest.cover.rows, manifest.limits.customers_max
-    fields = max(len(manifest.party(org).fields) for org in manifest.departments)
-    columns = fields * (parameters.max_bins + 1)
-    batches = [made.query.batch_tokens] * (made.tokens // made.query.batch_tokens)
-    batches += [rest] if (rest := made.tokens % made.query.batch_tokens) else []
-    up = sum(request_size_bytes(made.query, n) for n in batches)
-    up += made.tokens * query_size_bytes(rows)
-    down = sum(reply_size_bytes(made.query, columns, n) for n in batches)
-    opened = max(made.thresholds.values()) / 2
-    columns_sealed = min(opened, made.joint_trees * len(made.rounds))
-    down += made.tokens * answer_size_bytes(columns) + math.ceil(columns_sealed * 4 * rows)
-    batch = max(request_size_bytes(made.query, n) for n in batches)
-    bank_fields = len(manifest.party(manifest.bank).fields)
-    a_query = query_size_bytes(rows) * max(made.rounds) * made.queries_a_node
-    bank = customers * (bank_fields + 2 * fields + 120) + 8 * 3 * rows + 2 * batch + 2 * a_query
-    department = rows * (9 * fields + 16 + 24) + 2 * batch + a_query
-    return TreesCost(up, down, bank, department)
+    return lines
