@@ -23,19 +23,19 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from clients import keys
 from clients.audit import AuditLog
 from clients.home import Home, explain
+from clients.keys import Changed
 from clients.store import Store
 from federation import identity, keyring
-from federation.audit import Action
 from federation.envelope import Envelope, sign
 from federation.errors import Conflict, NotFound, Refused, UsageError
 from federation.identity import PrivateKey
-from federation.objects import Base64, Card, KeyId, KeyRecord, Name, OrgId, Usage, utc_text
+from federation.objects import Base64, KeyId, KeyRecord, Name, OrgId, Usage, utc_text
 from federation.persons import distinct
 from federation.possession import KeyRequest, proof_of
 from federation.profile import profile
-from federation.trust import verify_card
 
 # OWASP Password Storage Cheat Sheet for scrypt: 128 MiB, about half a second. PKCS #8 as OpenSSL
 # writes it stretches a passphrase by 2,048 rounds of PBKDF2 only.
@@ -130,8 +130,10 @@ def open_key(home: Home, file: Path, passphrase: str) -> PrivateKey:
     return key
 
 
-def add(home: Home, store: Store, request: Envelope, now: datetime) -> Card:
-    """Certify a person's key with the admin key; returns the newer card, which others then trust.
+def add(
+    home: Home, store: Store, request: Envelope, now: datetime, *, offline: bool = False
+) -> Changed:
+    """Certify a person's key with the admin key: a newer card, which the others then fetch.
 
     Raises Conflict if the key, or a person of that name, is in the card already.
     """
@@ -145,7 +147,6 @@ def add(home: Home, store: Store, request: Envelope, now: datetime) -> Card:
     if distinct([*(r.holder for r in there), asked.holder]) == distinct(r.holder for r in there):
         todo = "a person with a new key: revoke the old one first; another person: another name"
         raise Conflict(f"the card has an approval key of {asked.holder}", party=home.org, todo=todo)
-    until = now + identity.KEY_LIFE
     spki = base64.b64decode(asked.spki)
     record = KeyRecord(
         key_id=identity.key_id(spki),
@@ -154,26 +155,10 @@ def add(home: Home, store: Store, request: Envelope, now: datetime) -> Card:
         spki=asked.spki,
         holder=asked.holder,
         not_before=utc_text(now),
-        not_after=utc_text(until),
+        not_after=utc_text(now + identity.KEY_LIFE),
         proof=proof,
     )
-    try:
-        plain = own.model_dump() | {
-            "serial": own.serial + 1,
-            "created": utc_text(now),
-            "keys": [*(key.model_dump() for key in own.keys), record.model_dump()],
-        }
-        card = Card.model_validate(plain)
-    except ValidationError as error:
-        raise Conflict(explain(error), party=home.org) from None
-    keys = {u: home.key(u) for u in identity.USAGES[own.org_kind] if own.of_usage(u)}
-    envelope = sign(card, *identity.card_signers(keys))
-    verify_card(envelope)
-    audit = AuditLog(home, store)
-    with audit.together(now):
-        audit.append(Action.CARD_TRUSTED, card.digest(), now)
-        keyring.write(home.path / "card.json", envelope.to_json())
-    return card
+    return keys.add(home, AuditLog(home, store), record, now, offline=offline)
 
 
 def _stretched(passphrase: str, salt: bytes) -> bytes:

@@ -15,14 +15,14 @@ from datetime import datetime
 from typing import Literal
 
 from clients.audit import AuditLog
-from clients.coordinator_client import CoordinatorClient
+from clients.coordinator_client import CoordinatorClient, platform_of
 from clients.home import Home
 from federation import identity, rekey
 from federation.audit import Action
 from federation.envelope import Envelope, sign
 from federation.errors import Conflict, LianmoError, NotFound, Unavailable
 from federation.identity import PrivateKey
-from federation.objects import Card, KeyStatus, OrgKind, Usage
+from federation.objects import Card, KeyRecord, KeyStatus, OrgKind, Usage
 from federation.trust import verify_card
 
 RESTART = frozenset({Usage.TLS, Usage.NODE})  # a running node has these in its connections
@@ -106,6 +106,16 @@ def revoke(
     )
 
 
+def add(
+    home: Home, audit: AuditLog, record: KeyRecord, now: datetime, *, offline: bool = False
+) -> Changed:
+    """One more key in the card: a person's, who keeps the private half."""
+    _require_settled(home)
+    envelope = _signed(rekey.with_key(home.own(), record, now), _current(home), None)
+    home.keyring.prepare(envelope, {})
+    return _take(home, audit, envelope, now, offline=offline)
+
+
 def missing(card: Card) -> tuple[Usage, ...]:
     """Usages that such an organisation has nowadays and this card has no active key for."""
     return tuple(u for u in identity.USAGES[card.org_kind] if not card.of_usage(u))
@@ -121,9 +131,7 @@ def _set(
     *,
     offline: bool,
 ) -> Changed:
-    if home.keyring.prepared() is not None:
-        todo = "`lianmo org renew` finishes it"
-        raise Conflict("an earlier change of the card was cut off", party=home.org, todo=todo)
+    _require_settled(home)
     card = home.own()
     key = rekey.find(card, name)
     newer, _ = rekey.with_status(card, key.key_id, status, reason, now)
@@ -136,6 +144,12 @@ def _set(
     envelope = _signed(newer, keys, None)
     home.keyring.prepare(envelope, {})
     return _take(home, audit, envelope, now, offline=offline)
+
+
+def _require_settled(home: Home) -> None:
+    if home.keyring.prepared() is not None:
+        todo = "`lianmo org renew` finishes it"
+        raise Conflict("an earlier change of the card was cut off", party=home.org, todo=todo)
 
 
 def _current(home: Home) -> dict[Usage, PrivateKey]:
@@ -187,6 +201,10 @@ def _show(home: Home, envelope: Envelope, *, offline: bool) -> tuple[Shown, str]
         return "no coordinator", ""
     if home.own().org_kind is OrgKind.PLATFORM:  # its own process reads the same home
         return "shown", ""
+    try:
+        platform_of(home.trust())
+    except NotFound:  # before the cards were exchanged
+        return "no coordinator", ""
     try:
         with CoordinatorClient(home, retry_s=0) as client:
             client.register(envelope)

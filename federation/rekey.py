@@ -92,13 +92,16 @@ def with_status(
     if key.usage in ALWAYS and key.status is KeyStatus.ACTIVE:
         todo = f"`lianmo org revoke {key_id[:8]} --replace` puts a new one in its place"
         if key.usage is Usage.ADMIN:
-            todo = (
-                "`lianmo org renew admin`; if it was stolen, let everybody distrust this card"
-            )
+            todo = "`lianmo org renew admin`; if it was stolen, let everybody distrust this card"
         raise Conflict(f"nothing works without a {key.usage} key", party=card.org, todo=todo)
     ended = _ended(key, status, reason, now)
     records = [ended if item.key_id == key.key_id else item for item in card.keys]
     return _next(card, records, now), ended
+
+
+def with_key(card: Card, record: KeyRecord, now: datetime) -> Card:
+    """The next card with one more key, which brings its own proof."""
+    return _next(card, [*card.keys, record], now)
 
 
 def find(card: Card, name: str) -> KeyRecord:

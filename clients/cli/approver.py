@@ -56,6 +56,10 @@ def new(
 @app.command()
 def add(
     request: Annotated[Path, typer.Argument(help="What `lianmo org approver new` wrote beside.")],
+    offline: Annotated[
+        bool,
+        typer.Option("--offline", help="Do not ask the coordinator; the card goes out as a file."),
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Certify a person's key; the organisation has a newer card from then on."""
@@ -64,11 +68,16 @@ def add(
 
     home = open_home()
     with opened(home.database_url) as store:
-        card = approvers.add(home, store, read_envelope(request), datetime.now(UTC))
-    added = card.keys[-1]
+        asked, now = read_envelope(request), datetime.now(UTC)
+        done = approvers.add(home, store, asked, now, offline=offline)
+    card, added = done.card, done.card.keys[-1]
     result = {"holder": added.holder, "key_id": added.key_id, "serial": card.serial}
+    result["coordinator"] = done.shown
     emit(result, as_json, f"{added.holder} may approve for {card.org}; card {card.serial}")
-    say("next: give the newer card to the others (`lianmo org card`); the fingerprint is the same")
+    if done.shown == "shown":
+        say("the others fetch the newer card from the coordinator; the fingerprint is the same")
+    else:
+        say("next: give the newer card to the others (`lianmo org card`); same fingerprint")
 
 
 @app.command("list")

@@ -166,6 +166,7 @@ class World:
         """A job that follows from its own figures, unless a change says otherwise."""
         fields = changes.pop("fields", ("paid", "sector"))
         dataset = changes.pop("dataset", "payments")
+        persons = changes.pop("persons", 1)
         parameters = changes.pop("parameters", ScorecardParameters(openings=1))
         cover = changes.pop("cover", CoverRule(rows=ROWS))
         customers_min = changes.pop("customers_min", 1000)
@@ -197,6 +198,7 @@ class World:
                     dataset=dataset,
                     catalogue_digest=changes.pop("catalogue_digest", digest),
                     fields=fields,
+                    persons=persons,
                 ),
                 JobParty(org="city", role=Role.PLATFORM),
             ),
