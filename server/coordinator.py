@@ -301,7 +301,9 @@ class Server(uvicorn.Server):
 def _listening(host: str, port: int, setting: str) -> Iterator[socket.socket]:
     """A socket of our own, so that a port in use is told by name before anything has started."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as listener:
+    # The protocol by name, or asyncio would not take accepted sockets for TCP and leave Nagle on:
+    # an answer of two writes would then wait 40 ms for the caller's delayed ACK.
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
