@@ -547,12 +547,7 @@ class AuditLog:
             return None
 
     def _write(self, note: str) -> None:
-        try:
-            write(self._file, note.encode(), SECRET_MODE)
-        except OSError as error:
-            reason = (error.strerror or "error").lower()
-            what = f"log/{CHECKPOINT_FILE} cannot be written: {reason}"
-            raise Unavailable(what, todo="see that the disk has room") from None
+        write(self._file, note.encode(), SECRET_MODE)
 
 
 # --- helpers --------------------------------------------------------------------------------------

@@ -80,6 +80,7 @@ class Line:
         self._gap_told_at = (-1, 0.0)  # what was received then, and when
         # the peer
         self._peer_epoch = b""
+        self._waits_until: float | None = None  # while the program waits
         self._heard_at = self._introduced_at = self._moved_at
 
     # --- the program's thread ---------------------------------------------------------------------
@@ -207,6 +208,19 @@ class Line:
                     self._fail(failure)
                 self._state.notify_all()
 
+    def absent_s(self) -> float | None:
+        """Seconds that the program still waits for a peer that is away; None if it is there."""
+        now = time.monotonic()
+        with self._state:
+            if self._waits_until is None or self._failure is not None:
+                return None
+            if not self._peer_epoch:
+                return max(self._waits_until - now, 0.0)
+            silent = now - self._heard_at
+            if silent < 3 * self._config.heartbeat_s:
+                return None
+            return max(self._config.peer_timeout_s - silent, 0.0)
+
     def _wait(self, deadline: float) -> None:
         """Wait for a change, at most until the deadline; raises TimeoutError at it."""
         now = time.monotonic()
@@ -217,7 +231,9 @@ class Line:
             if reason := self._why_unlinked():
                 raise Unavailable(f"no connection to the relay for {seconds} ({reason})")
             raise self._lost(f"not heard of for {seconds}")
+        self._waits_until = deadline
         self._state.wait(min(deadline - now, 0.25))
+        self._waits_until = None
 
     # --- the network's thread ---------------------------------------------------------------------
 
@@ -405,5 +421,5 @@ class Line:
             raise Unavailable("this end of the channel is closed", party=self.address.party)
 
     def _lost(self, what: str) -> PartyLost:
-        todo = "ask its operator to run `lianmo doctor`, then start the job again"
+        todo = "ask its operator to run `lianmo doctor`; a new attempt goes on where this one ended"
         return PartyLost(what, party=self.address.party, todo=todo)

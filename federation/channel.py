@@ -112,7 +112,7 @@ class Channel:
         try:
             frame = self._transport.receive(waits)
         except TimeoutError:
-            todo = "ask its operator to run `lianmo doctor`, then start the job again"
+            todo = "ask its operator to run `lianmo doctor`; a new attempt goes on from here"
             what = f"no message for {waits:.0f} s"
             raise PartyLost(what, party=self.peer, stage=stage, todo=todo) from None
         named, number, body = _parse(frame)

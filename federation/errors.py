@@ -8,6 +8,7 @@
       Conflict         6  exists already, or is stale
       Unavailable      7  not reachable now; try again
         PartyLost      7  a party of the job is away or stopped
+        NotKept        7  this party's own disk or database takes nothing
 
 No message holds a data value, a key or a credit code.
 """
@@ -94,3 +95,7 @@ class Unavailable(LianmoError):
 
 class PartyLost(Unavailable):
     """A party of the job is away, or stopped by itself."""
+
+
+class NotKept(Unavailable):
+    """This party's own disk or database takes nothing: no room, or no right to write."""

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from federation import identity
 from federation.envelope import Envelope, sign
-from federation.errors import IntegrityError, LianmoError, NotFound, Refused
+from federation.errors import IntegrityError, LianmoError, NotFound, NotKept, Refused
 from federation.identity import Keys, PrivateKey
 from federation.key_log import KeyLog
 from federation.objects import Card, Usage
@@ -193,18 +193,40 @@ class Keyring:
 
 
 def write(path: Path, content: bytes, mode: int = PUBLIC_MODE) -> None:
-    """Replace a file, or leave it as it was; it never exists with a wider mode than asked for."""
+    """Replace a file, or leave it as it was; it never exists with a wider mode than asked for.
+
+    On disk, name and content, when this returns. Raises NotKept if it cannot be.
+    """
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+        _keep_names(path.parent)
+    except OSError as error:
+        raise not_kept(path, error) from None
+
+
+def not_kept(path: Path, error: OSError) -> NotKept:
+    """What an operator is told of a file or folder that cannot be written."""
+    why = (error.strerror or "error").lower()
+    todo = "see that the disk has room and that this user may write there, then try again"
+    return NotKept(f"{path} cannot be written: {why}", todo=todo)
+
+
+def _keep_names(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)  # else a power cut may take the new name back
+    finally:
+        os.close(handle)
 
 
 def write_once(path: Path, content: bytes, mode: int = SECRET_MODE) -> None:
@@ -214,6 +236,9 @@ def write_once(path: Path, content: bytes, mode: int = SECRET_MODE) -> None:
         write(beside, content, mode)
         with contextlib.suppress(FileExistsError):
             os.link(beside, path)
+        _keep_names(path.parent)
+    except OSError as error:
+        raise not_kept(path, error) from None
     finally:
         beside.unlink(missing_ok=True)
 

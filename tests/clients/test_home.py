@@ -16,7 +16,15 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 from clients.home import Home, default_path
 from federation import certificates, keyring
-from federation.errors import Conflict, IntegrityError, LianmoError, NotFound, Refused, UsageError
+from federation.errors import (
+    Conflict,
+    IntegrityError,
+    LianmoError,
+    NotFound,
+    NotKept,
+    Refused,
+    UsageError,
+)
 from federation.identity import USAGES, PrivateKey
 from federation.objects import KeyStatus, OrgKind, Usage
 from tests.federation.parties import CODES, make_org
@@ -118,7 +126,7 @@ def test_whichever_write_fails_nothing_is_left(
     monkeypatch.setattr(keyring.os, "fsync", count)
     make(tmp_path / "good")
     before = everything(tmp_path)
-    assert writes == len(USAGES[OrgKind.DEPARTMENT]) + 5
+    assert writes == 2 * (len(USAGES[OrgKind.DEPARTMENT]) + 5)  # content, and name
     for fail_at in range(1, writes + 1):
         left = [fail_at]
 
@@ -129,7 +137,7 @@ def test_whichever_write_fails_nothing_is_left(
             real(handle)
 
         monkeypatch.setattr(keyring.os, "fsync", fail)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(NotKept, match="no space"):
             make(tmp_path / "below" / "tax")
         assert everything(tmp_path) == before
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import queue
 import stat
 import threading
@@ -9,13 +11,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from clients.attempts import output_digest
 from clients.home import Home
-from clients.runner import Admission, Books, Outcome, Runner, pair_seeds
+from clients.runner import TURN, Admission, Books, Outcome, Runner, pair_seeds
 from federation import fab
 from federation.api import JobStatus, ProgressAnswer, ProgressBody, TrainOrder, TrainReply
 from federation.audit import Check, Receipt
@@ -253,10 +257,16 @@ def test_after_a_crash_the_attempt_is_lost_and_a_new_one_has_new_secrets(city: C
     city.program = program
     train(city.runner(TAX), city.order())
     folder = next((city.homes[TAX].path / "runs" / "sme-card-1").glob("*-1"))
-    (folder / "reply.json").unlink()  # what a crash in the middle leaves
+    for name in ("reply.json", "record.json", "receipt.json"):  # what a crash in the middle leaves
+        (folder / name).unlink()
     order = city.order()
     folder.rename(folder.with_name(f"{order.manifest.unverified(JobManifest).digest()[:16]}-1"))
-    assert train(city.runner(TAX), order) == TrainReply(state="lost")
+    lost = train(city.runner(TAX), order)
+    assert lost.state == "lost"
+    assert record(city, lost).outcome == "failed"
+    assert city.audits[TAX].records[-1] == lost.record
+    assert train(city.runner(TAX), order) == lost  # and is entered once
+    assert len(city.audits[TAX].records) == 2
     again = order.model_copy(update={"attempt": 2})
     assert train(city.runner(TAX), again).state == "succeeded"
     assert len(set(seeds)) == 2
@@ -364,3 +374,151 @@ def eventually(claim: Callable[[], bool], timeout_s: float = 5) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+# --- what stays of an attempt that was cut off ------------------------------------------------------
+
+
+def reveal(party: Party) -> None:
+    declared = party.manifest.disclosures[0]
+    party.ledger.reveal(declared.source, declared.to, declared.what, 8, declared.bits)
+
+
+def test_what_was_disclosed_before_a_crash_is_signed_and_logged_after_it(city: City) -> None:
+    began, go = threading.Event(), threading.Event()
+
+    def program(party: Party, admission: Admission) -> Outcome:
+        party.stage = "fit"
+        reveal(party)
+        began.set()
+        go.wait(20)
+        return Outcome(b"{}")
+
+    city.program = program
+    order = city.order()
+    assert train(city.runner(TAX, hold_s=0.1), order).state == "running"
+    assert began.wait(5)
+    # Another process would come up now; the first one's memory is lost.
+    found = record(city, train(city.runner(TAX), order))
+    go.set()
+    assert (found.outcome, found.stage) == ("failed", "fit")
+    assert [item.count for item in found.disclosures] == [8]
+    assert found.output is None
+
+
+def test_a_failed_attempt_says_what_it_disclosed(city: City) -> None:
+    def program(party: Party, admission: Admission) -> Outcome:
+        reveal(party)
+        raise PartyLost("away", party=COURT)
+
+    city.program = program
+    reply = train(city.runner(TAX), city.order())
+    assert [item.count for item in record(city, reply).disclosures] == [8]
+    assert (reply.state, reply.missing) == ("lost", COURT)
+
+
+def test_the_digest_of_the_model_needs_the_salt_that_stays_here(city: City) -> None:
+    reply = train(city.runner(TAX), city.order())
+    found = record(city, reply)
+    (salt,) = city.homes[TAX].path.rglob("output.salt")
+    assert stat.S_IMODE(salt.stat().st_mode) == 0o600
+    assert found.output == output_digest(salt.read_bytes(), b"{}")
+    assert found.output != hashlib.sha256(b"{}").hexdigest()
+    other = record(city, train(city.runner(COURT), city.order()))
+    assert other.output != found.output  # of the same part
+
+
+def test_draws_that_last_are_those_of_the_first_attempt(city: City) -> None:
+    lasting: list[bytes] = []
+
+    def program(party: Party, admission: Admission) -> Outcome:
+        lasting.append(party.lasting.master)
+        if party.attempt == 1:
+            raise PartyLost("away", party=COURT)
+        return Outcome(b"{}")
+
+    city.program = program
+    order = city.order()
+    train(city.runner(TAX), order)
+    train(city.runner(TAX), order.model_copy(update={"attempt": 2}))
+    assert lasting[0] == lasting[1]
+
+
+# --- several at once --------------------------------------------------------------------------------
+
+
+def test_more_jobs_than_workers_wait_in_order_and_say_so(city: City) -> None:
+    """Acceptance: the third attempt of two workers is not failed, and not forgotten."""
+    go = {name: threading.Event() for name in ("one", "two", "three", "four")}
+    running: list[str] = []
+
+    def program(party: Party, admission: Admission) -> Outcome:
+        running.append(party.manifest.job)
+        go[party.manifest.job].wait(20)
+        return Outcome(b"{}")
+
+    city.program = program
+    runner = city.runner(TAX, hold_s=0.05)
+    orders = {name: city.order(job=name) for name in go}
+    for name, order in orders.items():
+        assert train(runner, order).state == "running"
+        assert eventually(partial(was_seen, city, running, name))
+    assert running == ["one", "two"]
+    go["two"].set()
+    assert eventually(lambda: running == ["one", "two", "three"])
+    for event in go.values():
+        event.set()
+    assert eventually(lambda: train(runner, orders["four"]).state == "succeeded")
+    assert running == ["one", "two", "three", "four"]
+
+
+def was_seen(city: City, running: list[str], job: str) -> bool:
+    return job in running or any(body.stage == TURN for body in city.board.told)
+
+
+def test_who_waits_for_a_worker_can_be_stopped(city: City) -> None:
+    go = threading.Event()
+
+    def program(party: Party, admission: Admission) -> Outcome:
+        go.wait(20)
+        return Outcome(b"{}")
+
+    city.program = program
+    runner = city.runner(TAX, hold_s=0.05)
+    for name in ("one", "two"):
+        train(runner, city.order(job=name))
+    third = city.order(job="three")
+    train(runner, third)
+    city.gates[TAX].withdrawn = True
+    assert eventually(lambda: train(runner, third).state == "stopped")
+    assert city.runs == 2
+    go.set()
+
+
+# --- a disk that takes nothing ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["seed", "begun.json", "record.json", "reply.json", "output.salt"])
+def test_a_write_that_fails_ends_the_attempt_with_a_word_and_leaves_no_half_file(
+    city: City, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    write = Path.replace
+
+    def full(self: Path, target: Path) -> Path:
+        if Path(target).name == name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    order = city.order()
+    runner = city.runner(TAX)
+    reply = train(runner, order)
+    assert reply.state == "failed"
+    monkeypatch.undo()
+    assert "no space left on device" in caplog.text + str([vars(r) for r in caplog.records])
+    leftovers = [f.name for f in city.homes[TAX].path.rglob(".*") if name in f.name]
+    assert leftovers == []
+    # Nothing is lost with it: the attempt counts, and is over.
+    assert city.gates[TAX].closed == [1]
+    again = order.model_copy(update={"attempt": 2})
+    assert train(city.runner(TAX), again).state == "succeeded"
