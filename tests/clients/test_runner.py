@@ -376,7 +376,7 @@ def eventually(claim: Callable[[], bool], timeout_s: float = 5) -> bool:
     return True
 
 
-# --- what stays of an attempt that was cut off ------------------------------------------------------
+# --- what stays of an attempt that was cut off ----------------------------------------------------
 
 
 def reveal(party: Party) -> None:
@@ -444,7 +444,7 @@ def test_draws_that_last_are_those_of_the_first_attempt(city: City) -> None:
     assert lasting[0] == lasting[1]
 
 
-# --- several at once --------------------------------------------------------------------------------
+# --- several at once ------------------------------------------------------------------------------
 
 
 def test_more_jobs_than_workers_wait_in_order_and_say_so(city: City) -> None:
@@ -495,7 +495,7 @@ def test_who_waits_for_a_worker_can_be_stopped(city: City) -> None:
     go.set()
 
 
-# --- a disk that takes nothing ----------------------------------------------------------------------
+# --- a disk that takes nothing --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["seed", "begun.json", "record.json", "reply.json", "output.salt"])
