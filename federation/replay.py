@@ -107,7 +107,7 @@ def check_accounts(manifest: JobManifest, accounts: Mapping[str, Account]) -> li
     transcripts = {org: account.transcript for org, account in accounts.items()}
     for me, peer, where in differences(records, transcripts):
         what = f"{me} signed that it sent another {where} than {peer} signed that it got"
-        found.append(Finding("accounts", f"{me} or {peer}", what))
+        found.append(Finding("accounts", " or ".join(sorted((me, peer))), what))
     return found
 
 

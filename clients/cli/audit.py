@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clients.cli import replay as replays
 from clients.cli.common import JsonFlag, emit, open_home, say, table
 
 if TYPE_CHECKING:
@@ -143,6 +144,11 @@ def erase_salt(
     emit({"erased": erased}, as_json, f"{erased} salts are erased")
     if erased:
         say("backups of the database still have them: they are yours to delete")
+
+
+app.command("share")(replays.share)
+app.command("draw")(replays.draw)
+app.command("statement")(replays.statement)
 
 
 # --- helpers --------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clients.cli import replay as replays
 from clients.cli.approver import KeyFile, PassphraseFile, approval_key
 from clients.cli.common import JsonFlag, console, emit, is_terminal, open_home, say, table
 from clients.cli.review_text import review_text
@@ -321,6 +322,10 @@ def report(
     home = open_home()
     page, data = results.report(home, job, html)
     emit(data, as_json, f"report: {page}")
+
+
+app.command("bundle")(replays.bundle)
+app.command("replay")(replays.replay_job)
 
 
 # --- helpers --------------------------------------------------------------------------------------

@@ -1,0 +1,661 @@
+"""Bundles for auditors, and what an auditor does with them (federation/replay.py).
+
+    party     bundle      its account of an attempt: signed record, index of frames, escrow; with a
+                          draw the drawn queries, with `opens` all that its program ran on
+    auditor   share       its share of the escrow, sealed to the auditor who replays
+              draw        which queries are opened, when shares and records are in
+              replay      every check that the bundles at hand allow, and a signed statement
+
+A bundle is a zip file without compression. One that holds queries, a seed or data is sealed as a
+whole to one auditor (HPKE): it goes over any channel.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from clients import audited
+from clients.attempts import RECORD, SEED, AttemptFolder, first_seed
+from clients.audit import AuditLog
+from clients.home import Home
+from clients.runner import pair_seeds
+from clients.store import Jobs, Store
+from clients.transcripts import StoredTranscript, lines_of, parse_lines
+from federation import escrow as escrows
+from federation import replay as checks
+from federation.audit import Action
+from federation.channel import read_frame
+from federation.envelope import Envelope, sign
+from federation.errors import IntegrityError, NotFound, Refused, UsageError
+from federation.escrow import SealedSeed
+from federation.objects import (
+    Count,
+    CoverKind,
+    DecimalText,
+    Digest,
+    JobManifest,
+    Name,
+    OrgId,
+    Part,
+    RunRecord,
+    SignedObject,
+    Text,
+    Time,
+    Usage,
+    utc_text,
+)
+from federation.package import package_sha256
+from federation.registry import Cover
+from federation.replay import Account, Finding, Opened
+from federation.tables import BankData, CategoryColumn, Column, DepartmentData, NumberColumn
+from federation.tasks.cover import CoverRows
+from federation.transcript import Frame
+from protocols import labels
+from protocols.streams import Randomness, encode
+
+MAX_MEMBER = 4 << 30
+_MEMBER = re.compile(r"[a-z0-9_.-]+(/[a-z0-9_.-]+){0,2}")
+
+# --- signed by auditors ---------------------------------------------------------------------------
+
+
+class AuditDraw(SignedObject):
+    """Which queries of the bank to one department are opened; anybody can draw them again."""
+
+    kind: ClassVar[str] = "audit-draw"
+
+    manifest: Digest
+    attempt: Count
+    org: OrgId  # the auditor
+    queried: OrgId
+    records: tuple[Digest, ...]  # signed when the run was over
+    nonces: tuple[Digest, ...]  # of the auditors whose shares were handed on
+    share: DecimalText
+    total: Count
+    drawn: tuple[Count, ...]
+    created: Time
+
+
+class AuditCheck(Part):
+    """One kind of check over one or more parties."""
+
+    check: Name
+    of: Name
+    compared: Count  # accounts, queries or frames
+
+
+class AuditFinding(Part):
+    """A deviation, and whom it names."""
+
+    check: Name
+    party: Name
+    stage: Text
+    token: Text
+    what: Text
+
+
+class AuditStatement(SignedObject):
+    """What an auditor recomputed of one attempt, and what did not hold."""
+
+    kind: ClassVar[str] = "audit-statement"
+
+    job: Name
+    manifest: Digest
+    attempt: Count
+    org: OrgId
+    package_sha256: Digest
+    records: tuple[tuple[OrgId, Digest], ...]
+    draw: Digest | None
+    checks: tuple[AuditCheck, ...]
+    findings: Annotated[tuple[AuditFinding, ...], Field(max_length=1000)]
+    created: Time
+
+
+# --- bundles --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BundleTranscript:
+    """A transcript with the frames that a bundle holds."""
+
+    by_peer: Mapping[str, Sequence[Frame]] = field(repr=False)
+    bodies: Mapping[tuple[str, int], bytes] = field(repr=False)
+
+    def peers(self) -> Sequence[str]:
+        """With whom there was a channel."""
+        return sorted(self.by_peer)
+
+    def frames(self, peer: str) -> Sequence[Frame]:
+        """All frames of a channel."""
+        return self.by_peer.get(peer, ())
+
+    def body(self, peer: str, number: int) -> bytes | None:
+        """A frame's bytes, if the bundle has them."""
+        return self.bodies.get((peer, number))
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """One party's account of one attempt, as it was handed over."""
+
+    manifest: JobManifest
+    account: Account
+    opened: Opened | None = field(default=None, repr=False)
+
+    @property
+    def org(self) -> str:
+        """Whose account it is."""
+        return self.account.record.org
+
+
+Data = Callable[[RunRecord], tuple[BankData | DepartmentData, CoverRows | None]]
+
+
+def pack(
+    home: Home,
+    store: Store,
+    job: str,
+    *,
+    now: datetime,
+    attempt: int | None = None,
+    draw: Envelope | None = None,
+    opens: Data | None = None,
+    to: str | None = None,
+) -> bytes:
+    """A bundle of this party's account of an attempt, by default the last one.
+
+    draw: an auditor's, for the queries in it. opens: everything that this party's program ran on,
+    from the gate. to: the auditor, for either. Raises NotFound, or Refused.
+    """
+    folder, manifest = _attempt(home, store, job, attempt)
+    envelope = Envelope.from_json((folder.path / RECORD).read_bytes())
+    record = envelope.unverified(RunRecord)
+    stored = StoredTranscript.of(folder.path)
+    members = {
+        "manifest.json": Jobs(store).get(record.manifest).envelope,
+        "record.json": envelope.to_json(),
+    }
+    if (given := audited.kept_escrow(folder.path)) is not None:
+        members |= {audited.ESCROW: given.escrow, audited.ROWS: given.customers}
+    for peer in stored.peers():
+        members[f"transcript/{peer}.jsonl"] = lines_of(stored.frames(peer))
+    if (draw is not None or opens is not None) and to is None:
+        raise UsageError("say to which auditor: what is in this bundle is not for everybody")
+    if to is not None and to not in manifest.audit.auditors:
+        named = ", ".join(manifest.audit.auditors) or "nobody"
+        raise Refused(f"{to} is no auditor of this job; named are: {named}", party=home.org)
+    shown = 0
+    if draw is not None:
+        account = Account(record, stored, given)
+        for number in _drawn(home, manifest, account, envelope, draw, now, to or ""):
+            body = stored.body(manifest.bank, number)
+            if body is None:
+                raise NotFound("this node does not have the frame any more", party=home.org)
+            members[_frame_name(manifest.bank, number)] = body
+            shown += 1
+    if opens is not None and to is not None:
+        for peer in stored.peers():
+            for number in range(len(stored.frames(peer))):
+                if (body := stored.body(peer, number)) is not None:
+                    members[_frame_name(peer, number)] = body
+                    shown += 1
+        members |= _opened_members(home, manifest, record, folder, opens)
+    made = _zip(members)
+    if to is None:
+        return made
+    with (audit := AuditLog(home, store)).together(now):
+        audit.append(
+            Action.AUDIT_HANDED,
+            record.digest(),
+            now,
+            job=record.manifest,
+            attempt=record.attempt,
+            amount=shown,
+            subject=to.encode(),
+        )
+    spki, _ = escrows.encrypt_key(home.trust(), to)
+    return _zip({"to": to.encode(), "sealed": escrows.seal_to(spki, made, _seal_info(to))})
+
+
+def unpack(data: bytes, home: Home, now: datetime) -> Bundle:
+    """A bundle, with the signatures of its bank and party; raises IntegrityError, Refused."""
+    members = _unzip(data)
+    if "sealed" in members:
+        to = members.get("to", b"").decode(errors="replace")
+        if to != home.org:
+            raise Refused(f"the bundle is sealed to {to}", party=home.org)
+        key = home.key(Usage.ENCRYPT)
+        members = _unzip(escrows.open_sealed(key, members["sealed"], _seal_info(to)))
+    try:
+        signed = Envelope.from_json(members["manifest.json"])
+        told = Envelope.from_json(members["record.json"])
+    except KeyError as error:
+        raise IntegrityError(f"the bundle has no {error.args[0]}") from None
+    trust = home.trust()
+    manifest = trust.verify(signed, JobManifest, Usage.PROPOSE, now).object
+    trust.verify(signed, JobManifest, Usage.PROPOSE, now, manifest.bank)
+    record = trust.verify(told, RunRecord, Usage.RUN, now).object
+    if record.manifest != manifest.digest():
+        raise IntegrityError("the bundle's record is of another job", party=record.org)
+    if manifest.package_sha256 != package_sha256():
+        todo = f"install the release that ran: {manifest.package_sha256}"
+        raise Refused("this is another release than the job's", party=home.org, todo=todo)
+    given = None
+    if audited.ESCROW in members and audited.ROWS in members:
+        given = SealedSeed(members[audited.ESCROW], members[audited.ROWS])
+    transcript = BundleTranscript(
+        {
+            name.partition("/")[2].removesuffix(".jsonl"): parse_lines(
+                content, name.partition("/")[2].removesuffix(".jsonl")
+            )
+            for name, content in members.items()
+            if name.startswith("transcript/")
+        },
+        {_frame_place(name): body for name, body in members.items() if name.startswith("frames/")},
+    )
+    return Bundle(manifest, Account(record, transcript, given), _opened_of(members, manifest))
+
+
+# --- an auditor -----------------------------------------------------------------------------------
+
+
+def share(home: Home, bundle: Bundle, to: str, now: datetime) -> Envelope:
+    """This auditor's share of the bundle's escrow, handed on."""
+    found = _escrow(home, bundle, now)
+    made = escrows.hand_on(found, home.org, home.key(Usage.ENCRYPT), to, home.trust(), now)
+    return sign(made, home.key(Usage.RUN))
+
+
+def draw(
+    home: Home,
+    bundles: Sequence[Bundle],
+    shares: Sequence[Envelope],
+    queried: str,
+    part: str,
+    now: datetime,
+) -> Envelope:
+    """Draw the queries to open; raises if the shares do not give the seed, or there is nothing."""
+    by_org = _one_job(bundles)
+    if queried not in by_org:
+        raise NotFound("no bundle of that department", party=queried)
+    manifest, account = by_org[queried].manifest, by_org[queried].account
+    nonces = sorted(one.nonce for one in _taken(home, by_org[queried], shares, now)[1])
+    records = sorted(item.account.record.digest() for item in bundles)
+    total = len(checks.queries_of(account, manifest.bank))
+    drawn = checks.draw(checks.coins_of(records, nonces), total, float(part))
+    made = AuditDraw(
+        manifest=manifest.digest(),
+        attempt=account.record.attempt,
+        org=home.org,
+        queried=queried,
+        records=tuple(records),
+        nonces=tuple(nonces),
+        share=part,
+        total=total,
+        drawn=drawn,
+        created=utc_text(now),
+    )
+    return sign(made, home.key(Usage.RUN))
+
+
+def replay(
+    home: Home,
+    bundles: Sequence[Bundle],
+    shares: Sequence[Envelope],
+    drawn: Envelope | None,
+    now: datetime,
+    executor: Executor | None = None,
+) -> AuditStatement:
+    """Every check that these bundles allow; to be signed.
+
+    Raises what makes evidence unusable: a transcript that nobody signed, another job's share.
+    """
+    by_org = _one_job(bundles)
+    manifest = bundles[0].manifest
+    accounts = {org: bundle.account for org, bundle in by_org.items()}
+    findings = checks.check_accounts(manifest, accounts)
+    names = ", ".join(sorted(by_org))
+    done = [AuditCheck(check="accounts", of=names, compared=len(accounts))]
+    if drawn is not None:
+        opened = _check_draw(home, by_org, shares, drawn, now, executor)
+        findings += opened.findings
+        done.append(AuditCheck(check="queries", of=manifest.bank, compared=len(opened.drawn)))
+    cleared = []
+    for org, bundle in sorted(by_org.items()):
+        if bundle.opened is None:
+            continue
+        made = checks.replay(manifest, bundle.account, bundle.opened, executor=executor)
+        findings += made.findings
+        cleared += [org] if not made.findings else []
+        done.append(AuditCheck(check="program", of=org, compared=made.frames))
+    records = sorted((org, bundle.account.record.digest()) for org, bundle in by_org.items())
+    return AuditStatement(
+        job=manifest.job,
+        manifest=manifest.digest(),
+        attempt=bundles[0].account.record.attempt,
+        org=home.org,
+        package_sha256=package_sha256(),
+        records=tuple(records),
+        draw=None if drawn is None else drawn.unverified(AuditDraw).digest(),
+        checks=tuple(done),
+        findings=tuple(_finding(item) for item in checks.attribute(findings, cleared)),
+        created=utc_text(now),
+    )
+
+
+def _finding(item: Finding) -> AuditFinding:
+    return AuditFinding(
+        check=item.check,
+        party=item.party,
+        stage=item.stage,
+        token=item.token,
+        what=item.what[:2000],
+    )
+
+
+def _check_draw(
+    home: Home,
+    by_org: Mapping[str, Bundle],
+    shares: Sequence[Envelope],
+    drawn: Envelope,
+    now: datetime,
+    executor: Executor | None,
+) -> checks.QueryAudit:
+    said = home.trust().verify(drawn, AuditDraw, Usage.RUN, now).object
+    bundle = by_org.get(said.queried)
+    if bundle is None:
+        raise NotFound("no bundle of the department that was drawn for", party=said.queried)
+    manifest, account = bundle.manifest, bundle.account
+    _require_drawn(said, account)
+    found, given = _taken(home, bundle, shares, now)
+    if sorted(said.nonces) != sorted(one.nonce for one in given):
+        raise IntegrityError("the draw was made with other shares", party=said.org)
+    if bundle.account.given is None:
+        raise NotFound("its bundle has no escrow", party=said.queried)
+    rows = escrows.customers(bundle.account.given, found, manifest.cover.rows)
+    return checks.check_queries(manifest, account, found, rows, said.drawn, executor=executor)
+
+
+def _require_drawn(said: AuditDraw, account: Account) -> None:
+    """The draw follows from its records and nonces, and this record is one of them."""
+    record = account.record
+    if (said.manifest, said.attempt) != (record.manifest, record.attempt):
+        raise IntegrityError("the draw is of another job or attempt", party=said.org)
+    if record.digest() not in said.records:
+        raise IntegrityError("the draw was made without this record", party=said.org)
+    coins = checks.coins_of(said.records, said.nonces)
+    if said.drawn != checks.draw(coins, said.total, float(said.share)):
+        raise IntegrityError("the draw does not follow from its coins", party=said.org)
+
+
+def _taken(
+    home: Home, bundle: Bundle, shares: Sequence[Envelope], now: datetime
+) -> tuple[Randomness, list[escrows.HandedShare]]:
+    found, key = _escrow(home, bundle, now), home.key(Usage.ENCRYPT)
+    taken = [escrows.take(found, one, home.org, key, home.trust(), now) for one in shares]
+    parts = {handed.org: part for handed, part in taken}
+    return escrows.recover(found, parts), [handed for handed, _ in taken]
+
+
+def _escrow(home: Home, bundle: Bundle, now: datetime) -> escrows.Escrow:
+    given, record = bundle.account.given, bundle.account.record
+    if given is None:
+        what = "its bundle has no escrow: the manifest names no auditors, or the run ended before"
+        raise NotFound(what, party=bundle.org)
+    return escrows.read(given, bundle.manifest, record.attempt, home.trust(), now)
+
+
+def _one_job(bundles: Sequence[Bundle]) -> dict[str, Bundle]:
+    if not bundles:
+        raise UsageError("no bundle to look into")
+    if len({(one.manifest.digest(), one.account.record.attempt) for one in bundles}) != 1:
+        todo = "replay each by itself"
+        raise UsageError("the bundles are of several jobs or attempts", todo=todo)
+    by_org = {one.org: one for one in bundles}
+    if len(by_org) != len(bundles):
+        raise UsageError("two bundles of one party", todo="give the one that holds more")
+    return by_org
+
+
+# --- pieces of bundles ----------------------------------------------------------------------------
+
+
+def gate_data(home: Home, store: Store, now: Callable[[], datetime], to: str) -> Data:
+    """A party's data of a run, from its gate."""
+    from clients.gate import Gate
+
+    def data(record: RunRecord) -> tuple[BankData | DepartmentData, CoverRows | None]:
+        admission = Gate(home, store, now).reopen(record, to)
+        manifest = admission.job.manifest
+        if home.org == manifest.bank:
+            cover = None
+            if manifest.cover.kind is not CoverKind.REGISTRY:
+                made = admission.cover
+                cover = CoverRows(made.registry, made.positions.astype(np.int32))
+            return admission.bank_data(), cover
+        return admission.department_data(_cover_given(home, manifest, record)), None
+
+    return data
+
+
+def _cover_given(home: Home, manifest: JobManifest, record: RunRecord) -> Cover | None:
+    """The rows that the bank named to this department in that attempt."""
+    if (kind := manifest.cover.kind) is CoverKind.REGISTRY:
+        return None
+    folder = AttemptFolder.of(home.runs(manifest.job), record.manifest, record.attempt)
+    stored = StoredTranscript.of(folder.path)
+    for number, frame in enumerate(stored.frames(manifest.bank)):
+        if frame.kind == CoverRows.__name__ and (body := stored.body(manifest.bank, number)):
+            rows = read_frame(body, CoverRows)[1]
+            return Cover(kind, rows.registry, rows.positions.astype(np.int64))
+    raise NotFound("this node does not have the bank's list of rows any more", party=home.org)
+
+
+def _attempt(
+    home: Home, store: Store, job: str, attempt: int | None
+) -> tuple[AttemptFolder, JobManifest]:
+    runs = home.runs(job)
+    found: list[tuple[int, AttemptFolder, JobManifest]] = []
+    for known in Jobs(store).of_name(job):
+        manifest = Envelope.from_json(known.envelope).unverified(JobManifest)
+        for number in range(1, manifest.limits.attempts + 1):
+            folder = AttemptFolder.of(runs, manifest.digest(), number)
+            if (folder.path / RECORD).is_file() and attempt in (None, number):
+                found.append((number, folder, manifest))
+    if not found:
+        what = f"no attempt of {job} was recorded here" if attempt is None else "no such attempt"
+        raise NotFound(what, party=home.org)
+    _, folder, manifest = found[-1]
+    return folder, manifest
+
+
+def _drawn(
+    home: Home,
+    manifest: JobManifest,
+    account: Account,
+    record: Envelope,
+    draw: Envelope,
+    now: datetime,
+    to: str,
+) -> list[int]:
+    """The frames that an auditor's draw names, if the draw is one."""
+    said = home.trust().verify(draw, AuditDraw, Usage.RUN, now).object
+    if said.org != to or said.queried != home.org:
+        raise Refused("the draw is of another auditor, or for another department", party=said.org)
+    _require_drawn(said, account)
+    places = checks.queries_of(account, manifest.bank)
+    if said.total != len(places):
+        raise IntegrityError("the draw is over another number of queries", party=said.org)
+    return [places[number] for number in said.drawn]
+
+
+def _opened_members(
+    home: Home, manifest: JobManifest, record: RunRecord, folder: AttemptFolder, opens: Data
+) -> dict[str, bytes]:
+    data, cover = opens(record)
+    members = {f"open/{SEED}": (folder.path / SEED).read_bytes()}
+    # Only where scores were rounded: it is this organisation's for all jobs.
+    if (
+        manifest.task == "scorecard"
+        and manifest.scorecard.openings
+        and isinstance(data, DepartmentData)
+    ):
+        members["open/rounding"] = home.rounding_secret()
+    if (first := first_seed(folder.path.parent, record.manifest)) and record.attempt > 1:
+        members["open/first"] = first
+    for peer, secret in pair_seeds(home, manifest, record.attempt).items():
+        members[f"open/pairs/{peer}"] = secret
+    for part, state in audited.copied_checkpoints(folder.path).items():
+        members[f"open/before/{part}.state"] = state
+    members |= _data_members(data)
+    if cover is not None:
+        members["open/cover.npz"] = _npz(registry=_bytes(cover.registry), rows=cover.positions)
+    return members
+
+
+def _data_members(data: BankData | DepartmentData) -> dict[str, bytes]:
+    arrays: dict[str, Any] = {"codes": data.codes}
+    if isinstance(data, BankData):
+        arrays |= {"positions": data.positions, "labels": data.labels}
+        if data.test is not None:
+            arrays["test"] = data.test
+    about: list[list[Any]] = []
+    for number, column in enumerate(data.columns):
+        if isinstance(column, CategoryColumn):
+            arrays[f"c{number}"] = column.codes
+            about.append([column.name, list(column.categories)])
+        else:
+            arrays[f"c{number}"] = column.values
+            about.append([column.name, None])
+    plain = {"columns": about, "rows": data.cover_rows if isinstance(data, BankData) else 0}
+    return {"open/data.json": json.dumps(plain).encode(), "open/data.npz": _npz(**arrays)}
+
+
+def _opened_of(members: Mapping[str, bytes], manifest: JobManifest) -> Opened | None:
+    if f"open/{SEED}" not in members:
+        return None
+    try:
+        about, arrays = json.loads(members["open/data.json"]), _arrays(members["open/data.npz"])
+        columns: list[Column] = []
+        for number, (name, categories) in enumerate(about["columns"]):
+            values = arrays[f"c{number}"]
+            if categories is None:
+                columns.append(NumberColumn(str(name), values.astype(np.float64)))
+            else:
+                texts = tuple(str(text) for text in categories)
+                columns.append(CategoryColumn(str(name), values.astype(np.int32), texts))
+        data: BankData | DepartmentData
+        if "positions" in arrays:
+            test = arrays.get("test")
+            data = BankData(
+                int(about["rows"]),
+                arrays["positions"],
+                arrays["codes"],
+                columns,
+                arrays["labels"],
+                test,
+            )
+        else:
+            data = DepartmentData(columns, arrays["codes"])
+        cover = None
+        if "open/cover.npz" in members:
+            listed = _arrays(members["open/cover.npz"])
+            cover = CoverRows(listed["registry"].tobytes(), listed["rows"])
+    except (KeyError, ValueError, TypeError, AttributeError):
+        raise IntegrityError("the opened part of the bundle is not well formed") from None
+    return Opened(
+        seed=members[f"open/{SEED}"],
+        data=data,
+        first_seed=members.get("open/first", b""),
+        pair_seeds=_below(members, "open/pairs/"),
+        rounding=members.get("open/rounding", b""),
+        before={
+            name.removesuffix(".state"): state
+            for name, state in _below(members, "open/before/").items()
+        },
+        cover=cover,
+    )
+
+
+def _below(members: Mapping[str, bytes], folder: str) -> dict[str, bytes]:
+    return {n.removeprefix(folder): body for n, body in members.items() if n.startswith(folder)}
+
+
+def _npz(**arrays: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def _arrays(data: bytes) -> dict[str, Any]:
+    with np.load(io.BytesIO(data), allow_pickle=False) as found:
+        return {name: found[name] for name in found.files}
+
+
+def _bytes(data: bytes) -> Any:
+    return np.frombuffer(data, np.uint8)
+
+
+def _frame_name(peer: str, number: int) -> str:
+    return f"frames/{peer}/{number:07d}"
+
+
+def _frame_place(name: str) -> tuple[str, int]:
+    _, peer, number = name.split("/") if name.count("/") == 2 else ("", "", "")
+    if not number.isdigit():
+        raise IntegrityError("the bundle has a frame without a place")
+    return peer, int(number)
+
+
+def _seal_info(to: str) -> bytes:
+    return encode(labels.AUDIT_BUNDLE, to)
+
+
+def _zip(members: Mapping[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as file:
+        for name, content in members.items():
+            file.writestr(zipfile.ZipInfo(name), content)  # without a time: equal bytes
+    return buffer.getvalue()
+
+
+def _unzip(data: bytes) -> dict[str, bytes]:
+    """All members; stored ones only, so that a small file cannot become a large one."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as file:
+            infos = file.infolist()
+            if len({item.filename for item in infos}) != len(infos):
+                raise IntegrityError("the bundle has two members of one name")
+            for item in infos:
+                if item.compress_type != zipfile.ZIP_STORED or item.file_size > MAX_MEMBER:
+                    raise IntegrityError("the bundle has a member that is compressed or too large")
+                if not _MEMBER.fullmatch(item.filename):
+                    raise IntegrityError("the bundle has a member with a strange name")
+            return {item.filename: file.read(item) for item in infos}
+    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError):
+        raise IntegrityError("not a bundle, or damaged on the way") from None
+
+
+def read_file(path: Path) -> bytes:
+    """A bundle's bytes; UsageError if there are none."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {(error.strerror or 'error').lower()}") from None
+
+
+def signed_statement(home: Home, statement: AuditStatement) -> Envelope:
+    """The statement, signed by this auditor."""
+    return sign(statement, home.key(Usage.RUN))
