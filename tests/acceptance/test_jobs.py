@@ -166,6 +166,7 @@ def test_a21_plain_flower_accepts_both(world: World) -> None:
     from server.flower import SuperLink
 
     superlink = SuperLink(":flwr-in-memory:")
+    superlink.members[world.job.digest()] = set()
     with zipfile.ZipFile(io.BytesIO(fab.build(world.job))) as archive:
         project = archive.read("pyproject.toml").replace(b"installed:", b"evil:")
     evil = build_fab_from_files({"pyproject.toml": project, "evil.py": b"raise SystemExit"})[0]
