@@ -190,9 +190,9 @@ def _take(
         # with the old certificate gone nobody would open its door to the new card
         todo = "try again later; or with --offline, and give the card to the platform by file"
         raise Unavailable(f"the new card was not shown: {why}", party=home.org, todo=todo)
-    with audit.together(now):
-        audit.append(Action.KEYS_CHANGED, hashlib.sha256(envelope.payload).hexdigest(), now)
-        home.keyring.advance()
+    # on disk first: a crash in between leaves an entry too many, never a change without one
+    audit.append(Action.KEYS_CHANGED, hashlib.sha256(envelope.payload).hexdigest(), now)
+    home.keyring.advance()
     return Changed(home.own(), shown, why, bool(RESTART & gone))
 
 
