@@ -235,6 +235,7 @@ def build(
         bank_fields=len(bank.fields),
         department_fields={party.org: len(party.fields) for party in departments},
         parameters=draft.parameters,
+        banks=1 + len(others),
     )
     alignment, number = row_keys.agreed(draft.limits.customers_max)
     try:

@@ -184,7 +184,7 @@ def local_party(
     first_seed: bytes = b"",
 ) -> Party:
     """One party of a local run, with books in memory; first_seed: of the job's first attempt."""
-    between = manifest.departments if org != manifest.bank else ()
+    between = manifest.departments if org in manifest.departments else ()
     return Party(
         me=org,
         manifest=manifest,

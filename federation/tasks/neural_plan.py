@@ -30,6 +30,7 @@ def plan(
     bank_fields: int,
     department_fields: Mapping[str, int],
     parameters: NeuralParameters,
+    banks: int = 1,
 ) -> tuple[QueryParameters | None, int, int]:
     """For the manifest: banks alone put no query to anybody."""
     if department_fields:

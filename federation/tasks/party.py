@@ -117,6 +117,10 @@ class Party:
         """
         return replace(self, manifest=self.manifest.seen_from(bank), checkpoints=None)
 
+    def other_banks(self) -> tuple[str, ...]:
+        """The banks of the job besides this party."""
+        return tuple(org for org in self.manifest.banks if org != self.me)
+
     @property
     def manifest_digest(self) -> bytes:
         """What binds every draw and label to this very manifest."""

@@ -173,6 +173,7 @@ def plan(
     bank_fields: int,
     department_fields: Mapping[str, int],
     parameters: ScorecardParameters,
+    banks: int = 1,
 ) -> tuple[QueryParameters, int, int]:
     """For the manifest: query parameters, tokens a department, tokens between two departments."""
     made = plan_for(

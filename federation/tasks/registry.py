@@ -47,6 +47,7 @@ class Task(Protocol):
         bank_fields: int,
         department_fields: Mapping[str, int],
         parameters: Any,
+        banks: int = 1,
     ) -> tuple[QueryParameters, int, int]:
         """For the manifest: query parameters, tokens a department, tokens between departments."""
 

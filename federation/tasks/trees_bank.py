@@ -26,11 +26,13 @@ from numpy.typing import NDArray
 from federation.errors import UsageError
 from federation.ledger import What
 from federation.tables import BankData
+from federation.tasks import pooled, vertical
 from federation.tasks import trees_checkpoints as checkpoints
-from federation.tasks import vertical
 from federation.tasks.agreement import Customers, agree
+from federation.tasks.binning import FeatureBins
 from federation.tasks.messages import Finished
 from federation.tasks.party import Party
+from federation.tasks.secure_sum import pool_of
 from federation.tasks.trees_columns import Columns
 from federation.tasks.trees_department import BINS, Sealing
 from federation.tasks.trees_fit import Fitted, Tree, boost, validation_part
@@ -40,9 +42,10 @@ from federation.tasks.trees_model import TreesModel, TreesResult, feature_of, pa
 from federation.tasks.trees_plan import COUNT_QUERIES, THRESHOLD_BITS, plan_of
 from protocols import labels, sealed
 from protocols.errors import ProtocolError
-from protocols.linear_query import Answer, Layout
+from protocols.linear_query import Answer, Layout, decode
 from protocols.openings import check_counts, check_opening
-from protocols.streams import Stream
+from protocols.ring import Q
+from protocols.streams import Stream, digest
 
 MIN_OF_A_CLASS = 20  # training bads, and goods
 
@@ -64,7 +67,10 @@ class _Department:
 
 class _Bank:
     def __init__(self, party: Party, data: BankData) -> None:
-        manifest = party.manifest
+        self.others = party.other_banks()
+        if self.others:
+            party = party.seen_from(party.me)
+        self.pool, manifest = pool_of(party), party.manifest
         self.party, self.data, self.plan = party, data, plan_of(manifest)
         self.parameters, self.departments = manifest.trees, manifest.departments
         vertical.require_usable(party, data)
@@ -89,7 +95,7 @@ class _Bank:
         party = self.party
         pieces = vertical.bank_pieces(self.data, self.test)
         rows = Customers(self.data.cover_rows, self.data.positions)
-        self.agreement = agree(party, self.departments, pieces, rows)
+        self.agreement = agree(party, [*self.departments, *self.others], pieces, rows)
         self.coins = self.agreement.joint_seed
         self.cover, self.keys = vertical.ask_row_keys(party, self.data)
         self.binning()
@@ -142,13 +148,7 @@ class _Bank:
         """Pre-bins of the bank's own columns; the departments' as they say."""
         party, parameters = self.party, self.parameters
         with party.at("binning"):
-            own, self.codes = vertical.make_bins(
-                self.data.columns,
-                self.data.customers,
-                parameters.max_bins,
-                parameters.min_cohort,
-                party.executor,
-            )
+            own, self.codes = self.own_bins()
             self.own = [feature_of(party.me, item, parameters) for item in own]
             self.definitions, self.theirs = [*own], list[Feature]()
             self.remote: dict[str, _Department] = {}
@@ -162,6 +162,18 @@ class _Bank:
                 self.definitions += made
                 self.theirs += [feature_of(org, item, parameters) for item in made]
                 start = stop
+
+    def own_bins(self) -> tuple[tuple[FeatureBins, ...], NDArray[np.uint8]]:
+        """Of the bank's own columns, made over all banks' customers where there are several."""
+        columns, of = self.data.columns, self.parameters
+        if self.others:
+            most = self.party.manifest.limits.customers_max
+            found = pooled.shared_bins(self.pool, columns, of.max_bins, of.min_cohort, most)
+            codes = [item.assign(column) for item, column in zip(found, columns, strict=True)]
+            return found, np.array(codes, np.uint8).reshape(len(codes), self.data.customers)
+        return vertical.make_bins(
+            columns, self.data.customers, of.max_bins, of.min_cohort, self.party.executor
+        )
 
     def tokens(self) -> None:
         """Tokens for the whole job."""
@@ -192,6 +204,7 @@ class _Bank:
             asked.all_counts,
             cap=parameters.thresholds,
             hessians=parameters.hessians,
+            pool=self.pool,
             executor=party.executor,
         )
         columns.restore(self.kept, self.counted)
@@ -300,6 +313,8 @@ class _Bank:
         # Bound to the attempt; what is rounded follows from earlier frames of the same attempt. And
         # to the joint coins, which come after the commitment to the seed: a bank that could choose
         # a seed by what it draws would have the rows that single out a firm (CRYPTO_REVIEW.md F16).
+        if self.others and purpose == "features":  # the same features at every bank
+            return Stream(digest(labels.QUANTISE, self.coins, purpose, number))
         return self.party.randomness.stream(
             labels.QUANTISE, stage=f"trees/{purpose}", step=number, inputs=self.coins
         )
@@ -322,7 +337,10 @@ class _Asked:
         self.party, self.plan, self.querier = bank.party, bank.plan, bank.querier
         self.remote, self.positions = bank.remote, bank.data.positions
         self.cover_rows, self.train = bank.data.cover_rows, bank.train
-        self.customers = int(bank.train.sum())
+        self.pool = bank.pool
+        own = np.array([bank.train.sum()])
+        most = self.party.manifest.limits.customers_max
+        self.customers = int(self.pool.integers("customers", own, most)[0])
         job = self.party.manifest_digest
         self.sealing = {
             org: Sealing(self.party.me, org, job, self.party.attempt, bank.cover)
@@ -341,16 +359,17 @@ class _Asked:
 
     def count(self) -> None:
         """The first query: v = 1."""
-        bits = max(self.party.manifest.limits.customers_max.bit_length(), 1)
+        most = self.party.manifest.limits.customers_max * len(self.pool.members)
+        bits = max(most.bit_length(), 1)
         for org, item in self.remote.items():
             self.party.ledger.reveal(org, self.party.me, What.BIN_COUNTS, item.layout.columns, bits)
         rows = np.flatnonzero(self.train)
         self._send("counts", [(rows, np.ones(len(rows), np.int64))])
+        (opened,) = self._receive("counts", 1)
         for org, item in self.remote.items():
-            opened = self._receive("counts", org)
             with _said_by(org):
-                check_counts(item.layout, opened, self.customers)
-            self.all_counts[item.columns] = opened
+                check_counts(item.layout, opened[item.columns], self.customers)
+        self.all_counts[:] = opened
 
     def ask(self, gradients: Gradients, nodes: Sequence[Node]) -> Callable[[], list[Integers]]:
         """A round: every node's g, then its h; what is left of the schedule with v = 0."""
@@ -371,12 +390,11 @@ class _Asked:
         return lambda: self._collect(totals)[: len(nodes)]
 
     def _collect(self, totals: list[tuple[int, int]]) -> list[Integers]:
-        found = []
-        for g, h in totals:
+        a_node, found = self.plan.queries_a_node, []
+        opened = self._receive("trees", len(totals) * a_node)
+        for i, (g, h) in enumerate(totals):
             sums = np.zeros((2, self.columns), np.int64)
-            for number in range(self.plan.queries_a_node):
-                for org, item in self.remote.items():
-                    sums[number, item.columns] = self._receive("trees", org)
+            sums[:a_node] = opened[i * a_node : (i + 1) * a_node]
             self.check(sums, g, h)
             found.append(sums)
         return found
@@ -448,8 +466,18 @@ class _Asked:
         v[self.positions[rows]] = values
         return v
 
-    def _receive(self, stage: str, org: str) -> Integers:
-        return self.querier.open(org, self.party.channels[org].receive(stage, Answer))
+    def _receive(self, stage: str, queries: int) -> Integers:
+        """(queries, columns of all departments): what the next answers open."""
+        found = np.empty((queries, self.columns), np.int64)
+        take = self.querier.open if len(self.pool.members) == 1 else self.querier.unmask
+        for row in found:
+            for org, item in self.remote.items():
+                answer = self.party.channels[org].receive(stage, Answer)
+                row[item.columns] = take(org, answer)
+        if len(self.pool.members) == 1:
+            return found
+        # One bank's residues are uniform; only those of all banks together mean anything.
+        return decode(self.plan.query, self.pool.residues(f"answers {stage}", found, Q))
 
     def _reveal(self, org: str, what: What, count: int, bits: int) -> None:
         self.party.ledger.reveal(org, self.party.me, what, count, bits)
