@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -524,12 +524,15 @@ class Governance:
             return True
         limit_s = manifest.limits.wall_time_s
         if row.started and (now - row.started).total_seconds() > limit_s:
-            text = f"not finished within the {limit_s} s that the manifest allows"
-            self._end(session, row, JobStatus.FAILED, text)
+            where = self._where(session, row)
+            text = f"{where}: not finished within the {limit_s} s that the manifest allows; "
+            text += "propose the job again with a longer wall_time_s, or ask who is named to run "
+            self._end(session, row, JobStatus.FAILED, f"{text}`lianmo doctor`")
             return True
         if self._flower.status(int(row.run_id or 0)) in ENDED:
             log.warning("run ended without a report", extra={"job": row.job, "run": row.run_id})
-            self._retry(session, row, "the coordinator's process of the run ended early")
+            where = self._where(session, row)
+            self._retry(session, row, f"coordinator, {where}: its process of the run ended early")
             return True
         return False
 
@@ -638,9 +641,9 @@ class Governance:
         blamed = [org for org, reply in states.items() if reply.state in ("failed", "refused")]
         if blamed:
             org, reply = blamed[0], states[blamed[0]]
-            stage = f", stage {reply.stage}" if reply.stage else ""
-            where = f"; the reason is in {org}'s log, reference {reply.reference}"
-            text = f"{org}{stage}: {reply.state}{where if reply.reference else ''}"
+            todo = f"the reason is in {org}'s log"
+            todo += f", reference {reply.reference}" if reply.reference else ""
+            text = f"{org}, stage {reply.stage or 'start'}: {reply.state}; {todo}"
             self._end(session, row, JobStatus.FAILED, text, org, is_reported=True)
             return
         if states.keys() == set(parties) and all(r.state == "succeeded" for r in states.values()):
@@ -650,8 +653,17 @@ class Governance:
             self._end(session, row, JobStatus.FAILED, text, unproven[0], is_reported=True)
             return
         silent = [org for org in parties if org not in states or states[org].state != "succeeded"]
-        why = f"{', '.join(silent) or 'a party'} was lost"
-        self._retry(session, row, why, is_reported=True)
+        self._retry(session, row, f"{self._where(session, row, silent)}: lost", is_reported=True)
+
+    def _where(self, session: Session, row: JobRow, orgs: Iterable[str] = ()) -> str:
+        """Of the parties, or of all that have not finished: who is at which stage."""
+        if not orgs:
+            done = _of_job(RecordRow, row.manifest_digest).where(RecordRow.attempt == row.attempt)
+            ended = set(session.scalars(done.with_only_columns(RecordRow.org)))
+            orgs = set(_data_parties(_manifest(row))) - ended or {"coordinator"}
+        seen = _last_progress(session, row)
+        stages = {org: seen[org].stage if org in seen else "start" for org in sorted(orgs)}
+        return ", ".join(f"{org}, stage {stage}" for org, stage in stages.items())
 
     @staticmethod
     def _may_miss(
@@ -669,7 +681,8 @@ class Governance:
         """A new attempt if any is left."""
         self._void_run(row, is_reported=is_reported)
         if row.attempt >= min(self._rules.attempts, _manifest(row).limits.attempts):
-            text = f"{why}; given up after {row.attempt} attempts"
+            text = f"{why}; given up after {row.attempt} attempts; have who is named run "
+            text += "`lianmo doctor`, then submit the job again under another name"
             row.status = JobStatus.APPROVED  # its run is void already
             self._end(session, row, JobStatus.FAILED, text)
             return

@@ -35,8 +35,13 @@ from flwr.superlink.grid import HttpGrid, http_grid
 from federation.api import REPORT_PATH, RunReport, TrainOrder
 from server.serverapp import app
 
-# A reply is visible before its objects are uploaded; stock Flower then sleeps 1, 2, 4 ... 10 s.
-_pull_objects = partial(inflatable_utils.pull_objects, initial_backoff=0.01, backoff_cap=0.5)
+# A reply is visible before its objects are uploaded; stock Flower then sleeps 1, 2, 4 ... 10 s. And
+# it waits for an hour for those of a node that was cut off in between: such a reply counts as not
+# delivered, the node is asked again, and a repeat brings the stored one.
+OBJECTS_S = 5.0
+_pull_objects = partial(
+    inflatable_utils.pull_objects, initial_backoff=0.01, backoff_cap=0.5, max_time=OBJECTS_S
+)
 vars(http_grid)["pull_objects"] = _pull_objects
 
 REPORT_TRIES_S = 120.0  # a coordinator that is started again is there by then

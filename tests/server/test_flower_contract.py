@@ -28,6 +28,7 @@ from flwr.superlink.grid import http_grid
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from federation import fab
+from server import worker
 from server.flower import FleetApi, RuntimeApi, SuperLink, flower_apis, not_found
 from tests.federation.parties import make_manifest
 
@@ -182,3 +183,15 @@ def node_key() -> bytes:
 
 def register(superlink: SuperLink, name: str) -> int:
     return superlink.register_node(name, node_key())
+
+
+def test_a_reply_whose_objects_never_come_is_soon_taken_for_undelivered() -> None:
+    """Of a node that was cut off in between; stock Flower waits for an hour, and the job with it."""
+
+    def missing(object_id: str) -> bytes:
+        raise inflatable_utils.ObjectUnavailableError(object_id)
+
+    assert vars(http_grid)["pull_objects"] is worker._pull_objects
+    assert worker._pull_objects.keywords["max_time"] < 10
+    with pytest.raises(inflatable_utils.ObjectPullError):
+        worker._pull_objects(["0" * 64], missing, max_time=0.05)

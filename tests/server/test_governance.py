@@ -312,7 +312,9 @@ def test_a_lost_party_gets_another_attempt_but_not_for_ever(site: Governed) -> N
     assert (site.status(manifest), site.launched[-1].order.attempt) == ("running", 2)
     site.report(**{"bank-a": "lost", "tax": "lost", "court": "lost"})
     assert site.status(manifest) == "failed"
-    assert "given up after 2 attempts" in site.governance.job("tax", site.name(manifest)).message
+    said = site.governance.job("tax", site.name(manifest)).message
+    assert said.startswith("bank-a, stage start, court, stage start, tax, stage start: lost;")
+    assert "given up after 2 attempts; have who is named run `lianmo doctor`" in said
     assert len(site.launched) == 2
 
 
@@ -336,9 +338,13 @@ def test_a_report_on_an_older_run_is_ignored(site: Governed) -> None:
 def test_a_job_ends_at_its_wall_time_and_an_open_one_at_its_expiry(site: Governed) -> None:
     limits = Limits(customers_max=400, row_keys=400, customers_min=200, tokens=8, wall_time_s=60)
     manifest = site.running(limits=limits)
+    site.hand_in(TAX, site.record(TAX, manifest))
     site.now += timedelta(seconds=61)
     site.governance.tend()
     assert site.status(manifest) == "failed"
+    said = site.governance.job("tax", site.name(manifest)).message
+    assert said.startswith("bank-a, stage start, court, stage start: not finished within the 60 s")
+    assert "wall_time_s" in said
     other = site.submitted(job="other", expires=utc_text(site.now + timedelta(minutes=1)))
     site.now += timedelta(minutes=1)
     site.governance.tend()
