@@ -56,6 +56,15 @@ class Seat:
 
 
 @dataclass(frozen=True, slots=True)
+class Done:
+    """What a party's process leaves."""
+
+    result: Any
+    sent_bytes: int
+    peak_bytes: int  # the process's largest resident set
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """An error on its way to the process that asked."""
 
@@ -80,9 +89,10 @@ def run(parts: Split, manifest: JobManifest, seed: int, watch: Watch) -> Run:
                 for org in parts.organisations
             }
             done = _run_seats(seats, parts.bank, watch)
-    result = done[parts.bank][0]
-    sent = sum(size for _, size in done.values())
-    return Run(result, seconds_of(result, time.monotonic() - began), sent)
+    result = done[parts.bank].result
+    sent = sum(one.sent_bytes for one in done.values())
+    peaks = {org: one.peak_bytes for org, one in done.items()}
+    return Run(result, seconds_of(result, time.monotonic() - began), sent, peaks)
 
 
 def _homes(folder: Path, parts: Split) -> dict[str, Home]:
@@ -140,8 +150,8 @@ def _relay(folder: Path, homes: Mapping[str, Home], manifest: JobManifest) -> It
         process.communicate()
 
 
-def _run_seats(seats: Mapping[str, Seat], bank: str, watch: Watch) -> dict[str, tuple[Any, int]]:
-    """Start a process a seat; (result, bytes sent) by organisation."""
+def _run_seats(seats: Mapping[str, Seat], bank: str, watch: Watch) -> dict[str, Done]:
+    """Start a process a seat; what each leaves, by organisation."""
     context = multiprocessing.get_context("spawn")
     processes: dict[str, BaseProcess] = {}
     ears: dict[Connection, str] = {}
@@ -151,7 +161,7 @@ def _run_seats(seats: Mapping[str, Seat], bank: str, watch: Watch) -> dict[str, 
         processes[org].start()
         there.close()
         ears[here] = org
-    done: dict[str, tuple[Any, int]] = {}
+    done: dict[str, Done] = {}
     failures: list[Failure] = []
     try:
         while ears:
@@ -163,6 +173,9 @@ def _run_seats(seats: Mapping[str, Seat], bank: str, watch: Watch) -> dict[str, 
                     word = ear.recv()
                 except EOFError:
                     del ears[ear]
+                    if org not in done and not failures:
+                        ears.clear()  # killed, say: the others would wait for it for minutes
+                        break
                     continue
                 if isinstance(word, Progress):
                     if org == bank:
@@ -217,11 +230,24 @@ def _sit(org: str, seat: Seat, mouth: Connection) -> None:
             for channel in channels.values():
                 channel.close()
             sent = sum(sum(c.traffic.sent_bytes.values()) for c in channels.values())
-            mouth.send((result, sent))
+            mouth.send(Done(result, sent, _peak_bytes()))
     except LianmoError as error:
         mouth.send(Failure(error.what, error.party, error.stage, error.todo, type(error)))
     finally:
         mouth.close()
+
+
+def _peak_bytes() -> int:
+    """This process's largest resident set; 0 where the system does not say.
+
+    Not getrusage: its figure is inherited over fork and exec.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    found = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+    return 1024 * int(found[0]) if found else 0
 
 
 def _leaf_sha256(home: Home, org: str) -> str:

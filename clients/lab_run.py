@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from clients.lab_table import Split
@@ -43,6 +43,7 @@ class Run:
     result: ScorecardResult | TreesResult
     seconds: Seconds
     size_bytes: int  # of all frames between all parties
+    peak_bytes: Mapping[str, int] = field(default_factory=dict)  # where each has a process
 
 
 @dataclass(frozen=True, slots=True)

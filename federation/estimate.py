@@ -411,7 +411,8 @@ def memory_of(manifest: JobManifest, bins: Bins) -> dict[str, int]:
     for org, fields in bins.items():
         batch = _batch_bytes(queries, sum(fields))
         # Columns as numbers and as bins, codes, row keys; hints of a block at a time; a batch.
-        found[org] = rows * (ROW_BYTES + FIELD_BYTES * len(fields)) + batch
+        products = PAIR_BYTES * _pairs(manifest, org)
+        found[org] = rows * (ROW_BYTES + FIELD_BYTES * len(fields) + products) + batch
     batches = max(_batch_bytes(queries, sum(fields)) for fields in bins.values())
     in_flight = query_size_bytes(rows) * _in_flight(manifest)
     found[manifest.bank] = (
@@ -423,7 +424,17 @@ def memory_of(manifest: JobManifest, bins: Bins) -> dict[str, int]:
     return found
 
 
-ROW_BYTES, FIELD_BYTES, COVER_BYTES = 120, 26, 60
+# Measured (benchmarks/estimate.py): bytes a row, a row and field, a row of the cover at the bank, a
+# row and pair of fields whose products a scorecard asks for.
+ROW_BYTES, FIELD_BYTES, COVER_BYTES, PAIR_BYTES = 120, 26, 60, 12
+
+
+def _pairs(manifest: JobManifest, org: str) -> int:
+    """Products of a department's own fields."""
+    if manifest.task != "scorecard" or not scorecard_plan.plan_of(manifest).has_pairs(org):
+        return 0
+    fields = len(manifest.party(org).fields)
+    return fields * (fields - 1) // 2
 
 
 def _queries(manifest: JobManifest) -> _Sizes:
@@ -491,7 +502,7 @@ def work_of(manifest: JobManifest, bins: Bins) -> dict[str, tuple[float, ...]]:
         work["alone"] = (parameters.trees, grown, grown * own)
         return work
     made = scorecard_plan.plan_of(manifest)
-    pairs = sum(len(f) * (len(f) - 1) // 2 for org, f in bins.items() if made.has_pairs(org))
+    pairs = sum(_pairs(manifest, org) for org in bins)
     between = sum(item.queries * (1 + len(bins[item.queried])) for item in made.between)
     asked = 2 + made.bank_fields
     work["counts"] = (1, rows * (1 + theirs), customers * own)
