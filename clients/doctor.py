@@ -50,6 +50,7 @@ def examine(home: Home, now: datetime) -> Iterator[Finding]:
     yield _versions()
     yield from _files(home)
     yield from _keys(home, now)
+    yield _guarded("network", lambda: _network(home, now))
     yield _node(home)
     yield from _coordinator(home)
     yield _guarded("relay", lambda: _relay(home))
@@ -84,10 +85,10 @@ def _is_harmless(home: Path, file: Path) -> bool:
 
 def _keys(home: Home, now: datetime) -> Iterator[Finding]:
     card = home.own()
-    ends = {key.usage: utc_time(key.not_after) for key in card.keys}
+    ends = {key.usage: utc_time(key.not_after) for key in card.keys if key.since is None}
     usage, first = min(ends.items(), key=lambda item: item[1])
     text = f"the first key to end is `{usage}`, on {first:%Y-%m-%d}"
-    todo = "renew the keys, give everybody the new card"
+    todo = "`lianmo org renew --all`, and `lianmo org renew admin` for that one"
     if first <= now:
         yield Finding("keys", State.FAILED, f"the key `{usage}` ended on {first:%Y-%m-%d}", todo)
     elif first - now < RENEW:
@@ -106,6 +107,26 @@ def _keys(home: Home, now: datetime) -> Iterator[Finding]:
     state = State.OK if others else State.WARNING
     todo = "" if others else "exchange cards: `lianmo org card`, `lianmo org trust CARD`"
     yield Finding("trust", state, f"this node trusts {known}", todo)
+
+
+def _network(home: Home, now: datetime) -> Finding:
+    standing = home.standing()
+    if standing.charter is None:
+        text = "no network was joined: everybody whose card is trusted takes part"
+        todo = "get the charter from a founder, then `lianmo network join FILE`"
+        return Finding("network", State.WARNING, text, todo)
+    standing.require_active(home.org, now)
+    name = standing.charter.network
+    strangers = [f.org for f in standing.charter.founders if f.org not in standing.trust]
+    if strangers:
+        text = f"{name}: the word of {', '.join(strangers)} cannot be checked here"
+        return Finding("network", State.WARNING, text, "trust the cards of all founders")
+    assessment = standing.member(home.org, now).assessment
+    if assessment is not None and utc_time(assessment.valid_until) - now < RENEW:
+        text = f"{name}: the assessment ends on {assessment.valid_until[:10]}"
+        todo = "be assessed again; a founder runs `lianmo network propose admit`"
+        return Finding("network", State.WARNING, text, todo)
+    return Finding("network", State.OK, f"an active member of {name}")
 
 
 def _node(home: Home) -> Finding:

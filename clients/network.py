@@ -6,7 +6,7 @@
 
 The coordinator carries; every document is verified here. Newer cards of organisations that this
 home trusts are taken under the same admin key; one under a new admin key only if the old one signed
-it too and the founders decided on it (docs/adr/0008-admin-keys-change.md).
+it too and the founders decided on it (docs/adr/0007-admin-keys-change.md).
 """
 
 from __future__ import annotations
