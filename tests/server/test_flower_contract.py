@@ -186,7 +186,7 @@ def register(superlink: SuperLink, name: str) -> int:
 
 
 def test_a_reply_whose_objects_never_come_is_soon_taken_for_undelivered() -> None:
-    """Of a node that was cut off in between; stock Flower waits for an hour, and the job with it."""
+    """Of a node that was cut off in between; stock Flower waits for hours, and the job with it."""
 
     def missing(object_id: str) -> bytes:
         raise inflatable_utils.ObjectUnavailableError(object_id)
