@@ -84,6 +84,7 @@ class AuditLog:
         self._home, self._store = home, store
         self._file = home.log / CHECKPOINT_FILE
         self._tree = merkle.Tree()  # of the committed entries, as far as this object has read
+        self._tail: AuditEntry | None = None  # the last entry of the block that is open
 
     @property
     def origin(self) -> str:
@@ -108,6 +109,7 @@ class AuditLog:
             yield
             return
         with self._alone():
+            self._tail = None  # another process may have gone on
             try:
                 with self._store.together():
                     self._read_on()
@@ -143,7 +145,7 @@ class AuditLog:
         subject: whom or what it is about; only a commitment enters the log, its salt stays apart.
         """
         with self.together(now):
-            before, salt = self._last(), secrets.token_bytes(SALT_BYTES)
+            before, salt = self._tail or self._last(), secrets.token_bytes(SALT_BYTES)
             entry = AuditEntry(
                 seq=0 if before is None else before.seq + 1,
                 time=_not_before(now, before),
@@ -168,6 +170,7 @@ class AuditLog:
                 if subject is not None:
                     session.flush()
                     session.add(AuditSaltRow(seq=entry.seq, salt=salt, subject=subject))
+            self._tail = entry
             return entry
 
     def decided(self, approval: Approval, now: datetime) -> AuditEntry:
@@ -300,7 +303,7 @@ class AuditLog:
         """Whom or what one entry is about, if its salt is still here."""
         with self._store.reading() as session:
             row = session.get(AuditSaltRow, seq)
-        return None if row is None else row.subject
+            return None if row is None else row.subject
 
     def checkpoint(self) -> merkle.SignedCheckpoint:
         """The newest signed checkpoint; NotFound before the first entry."""

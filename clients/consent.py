@@ -140,12 +140,13 @@ class Consents:
         """What was said on a grant, and by whom (None: the platform)."""
         with self._store.reading() as session:
             query = select(ConsentEventRow).where(ConsentEventRow.consent == grant)
-            rows = session.scalars(query.order_by(ConsentEventRow.seen)).all()
+            rows = [
+                (BySubject.from_json(row.bundle), row.subject)
+                for row in session.scalars(query.order_by(ConsentEventRow.seen))
+            ]
         found = []
-        for row in rows:
-            bundle, subject = BySubject.from_json(row.bundle), row.subject
-            if subject == UNPROVEN:
-                subject = _signer(bundle, verify)
+        for bundle, known in rows:
+            subject = _signer(bundle, verify) if known == UNPROVEN else known
             if subject != UNPROVEN:
                 found.append((bundle.signed.unverified(GrantEvent), subject))
         return found
@@ -302,9 +303,9 @@ class Debits:
         """Stands for a text that was compared, in what is kept of it."""
         with self._store.reading() as session:
             row = session.get(SubjectSaltRow, subject)
-        if row is None:
-            raise RuntimeError("the subject's scope is made first")
-        return _keyed(row.salt, "text", *words)
+            if row is None:
+                raise RuntimeError("the subject's scope is made first")
+            return _keyed(row.salt, "text", *words)
 
     def leak(self, scope: str, snapshot: str) -> Leak:
         """What was told on a scope; of another snapshot nothing is implied, but all is counted."""

@@ -160,6 +160,7 @@ class Gate:
             said = self._home.trust().verify(
                 signed, Dataset, CATALOGUE_USAGE, self._now(), org=self._home.org
             )
+            require_signed_by_enough(said)
             path = registries.data_folder(self._home) / stored.file
             open_to = Lookup(OpenSnapshot(path, stored.snapshot), stored, said.object)
             self._lookups[dataset] = open_to

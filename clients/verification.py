@@ -36,9 +36,11 @@ from federation.enquiry import BIT, Answered, Comparison, Told
 from federation.envelope import Envelope, payload_type, sign
 from federation.errors import LianmoError, Refused
 from federation.grants import GrantEvent, StatusList, Use, UseNotice, verify_by_subject
+from federation.identity import PrivateKey
 from federation.normalise import normalise
 from federation.objects import Usage, utc_text, utc_time
 from federation.package import package_sha256
+from federation.persons import require_signed_by_enough
 from federation.trust import TrustStore
 from federation.verification import (
     Answer,
@@ -217,6 +219,7 @@ class Facts:
                 found = self._home.trust().verify(
                     signed, Dataset, CATALOGUE_USAGE, self._now(), org=self._home.org
                 )
+                require_signed_by_enough(found)
                 self._entries[dataset] = known = found.digest, found.object
         except LianmoError:
             return None
@@ -278,6 +281,8 @@ class Provider:
         }
         self._services = own | dict(services or {})
         self._ready = ready
+        self._trusted: TrustStore | None = None
+        self._keys: dict[Usage, PrivateKey] = {}
         rules = {"settings": self._settings.model_dump_json(), "package": package_sha256()}
         self._policy = hashlib.sha256(rfc8785.dumps(rules)).hexdigest()
         self._rates = Rates(self._settings.verifier_per_minute, self._settings.subject_per_hour)
@@ -289,6 +294,7 @@ class Provider:
         """
         now, trust = self._now(), self._home.trust()
         policy = self._settings.policy(self._home.org, trust)
+        self._refresh_keys(trust)
         works = [self._check(parcel, trust, policy, now) for parcel in parcels]
         with self._audit.together(now):
             self._debits.forget_nonces(now)
@@ -309,6 +315,12 @@ class Provider:
             if receipt is not None and (notice := self._notice(work, receipt, now)) is not None:
                 notices.append(notice)
         return replies, notices
+
+    def _refresh_keys(self, trust: TrustStore) -> None:
+        """Read the own keys again when a card has changed: the own one is among them."""
+        if trust is not self._trusted:
+            self._keys = {usage: self._home.key(usage) for usage in (Usage.ENCRYPT, Usage.ANSWER)}
+            self._trusted = trust
 
     # --- 1 to 10 ----------------------------------------------------------------------------------
 
@@ -345,7 +357,7 @@ class Provider:
 
     def _open(self, parcel: Parcel) -> bytes:
         try:
-            key = self._home.key(Usage.ENCRYPT)
+            key = self._keys[Usage.ENCRYPT]
             return sealing.unseal(sealing.ASK, parcel.sealed, sender=parcel.sender, key=key)
         except LianmoError as error:
             raise Denied(Check.SEALED, Reason.INTEGRITY, error.what) from None
@@ -451,7 +463,7 @@ class Provider:
             log=self._audit.origin,
             entry=work.intents[0],
         )
-        work.answer = sign(answer, self._home.key(Usage.ANSWER))
+        work.answer = sign(answer, self._keys[Usage.ANSWER])
 
     def _refusal(self, work: _Work, now: datetime) -> Envelope:
         answer = Answer(
@@ -461,7 +473,7 @@ class Provider:
             created=utc_text(now),
             result=Answered.REFUSED,
         )
-        return sign(answer, self._home.key(Usage.ANSWER))
+        return sign(answer, self._keys[Usage.ANSWER])
 
     def _enter(self, work: _Work, now: datetime) -> None:
         """What became of it, in the transaction that is open."""
@@ -548,7 +560,7 @@ class Provider:
             period=getattr(request, "period", None),
             result=work.outcome.result.value if work.outcome else "",
         )
-        notice = UseNotice(use=sign(use, self._home.key(Usage.ANSWER)), receipt=receipt)
+        notice = UseNotice(use=sign(use, self._keys[Usage.ANSWER]), receipt=receipt)
         content = rfc8785.dumps(notice.model_dump(mode="json", by_alias=True))
         key = asked.consent.encrypt
         sealed = sealing.seal(sealing.USE, content, sender=self._home.org, recipient=key)

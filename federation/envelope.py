@@ -25,6 +25,7 @@ from pydantic import (
     ValidationError,
 )
 
+from federation import canonical
 from federation.errors import IntegrityError
 from federation.identity import PrivateKey
 from federation.objects import AlgorithmName, KeyId, Part, SignedObject
@@ -112,7 +113,7 @@ class Envelope(BaseModel):
         if self.payload_type != payload_type(kind):
             raise IntegrityError(f"expected a signed {kind.kind}, got {self.payload_type}")
         plain = parse(self.payload)
-        if rfc8785.dumps(plain) != self.payload:
+        if canonical.dumps(plain) != self.payload:
             raise IntegrityError(f"the {kind.kind} is not in canonical form")
         try:
             found = kind.model_validate(plain)
@@ -165,7 +166,10 @@ def parse(data: bytes) -> Any:
         raise IntegrityError("JSON is nested too deeply") from None
     except ValueError:  # not UTF-8, a byte order mark, not JSON
         raise IntegrityError("not valid JSON in UTF-8") from None
-    _inspect(plain)
+    # ASCII without escapes is in normal form, and few brackets nest no deeper
+    is_plain = data.isascii() and b"\\" not in data
+    if not is_plain or data.count(b"[") + data.count(b"{") > MAX_DEPTH:
+        _inspect(plain)
     return plain
 
 

@@ -16,7 +16,6 @@ from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from typing import Annotated, ClassVar, Literal, Self
 
-import rfc8785
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -29,6 +28,7 @@ from pydantic import (
     model_validator,
 )
 
+from federation import canonical
 from federation.errors import RefusalCode
 from federation.ledger import Disclosure, What
 
@@ -127,7 +127,7 @@ class SignedObject(BaseModel):
 
     def payload(self) -> bytes:
         """Canonical JSON: what is signed."""
-        return rfc8785.dumps(self.model_dump(mode="json"))
+        return canonical.dumps(self.model_dump(mode="json"))
 
     def digest(self) -> str:
         """SHA-256 of the payload, the object's id."""
