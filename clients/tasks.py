@@ -13,12 +13,19 @@ from clients import gate
 from clients.home import Home
 from clients.runner import Admission, Outcome
 from federation.objects import Role, utc_text
-from federation.report import Report, render_html, report_json, report_of, report_of_trees
+from federation.report import (
+    Ran,
+    Report,
+    render_html,
+    report_json,
+    report_of,
+    report_of_network,
+    report_of_trees,
+)
 from federation.tables import BankData
 from federation.tasks import boosting, trees_files
 from federation.tasks.boosting import TreesResult
 from federation.tasks.cover import receive_cover, send_cover
-from federation.tasks.model import ScorecardResult
 from federation.tasks.model_files import model_to_json, part_to_json
 from federation.tasks.party import Party
 from federation.tasks.scorecard import run_bank, run_department
@@ -37,6 +44,8 @@ def run_task(home: Home, party: Party, admission: Admission) -> Outcome:
 def _bank(home: Home, party: Party, opened: gate.Admission) -> Outcome:
     send_cover(party, opened.cover)
     data = opened.bank_data()
+    if party.manifest.task == "neural":
+        return _bank_of_network(home, party, opened, data)
     if party.manifest.task == "trees":
         return _bank_of_trees(home, party, opened, data)
     result = run_bank(party, data)
@@ -74,6 +83,24 @@ def _bank_of_trees(home: Home, party: Party, opened: gate.Admission, data: BankD
     )
 
 
+def _bank_of_network(home: Home, party: Party, opened: gate.Admission, data: BankData) -> Outcome:
+    from federation.tasks.horizontal import run_bank as train  # PyTorch takes its time
+    from federation.tasks.neural_files import neural_to_json
+
+    result = train(party, data)
+    report = report_of_network(
+        result,
+        party.manifest,
+        created=utc_text(datetime.now(UTC)),
+        approvals=opened.job.approvals,
+        names=_names(home, party),
+    )
+    return Outcome(
+        model=neural_to_json(result.model),
+        files={**_report_files(report), SCORES: _scores(data, result)},
+    )
+
+
 def _names(home: Home, party: Party) -> dict[str, str]:
     trust = home.trust()
     return {item.org: trust.card(item.org).name for item in party.manifest.parties}
@@ -95,9 +122,7 @@ def _reasons(party: Party, data: BankData, result: TreesResult) -> list[str]:
     return [", ".join(names) for names in codes]
 
 
-def _scores(
-    data: BankData, result: ScorecardResult | TreesResult, reasons: list[str] | None = None
-) -> bytes:
+def _scores(data: BankData, result: Ran, reasons: list[str] | None = None) -> bytes:
     """The bank's own customers with what it opened of them; stays in its home."""
     columns: dict[str, object] = {
         "credit_code": data.codes.astype(str),

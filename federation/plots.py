@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from plotly.offline import get_plotlyjs
 
 if TYPE_CHECKING:
+    from federation.neural_facts import NeuralFacts
     from federation.report import Assessment, Report
 
 Figure = dict[str, Any]
@@ -377,3 +378,16 @@ FONT = (
     "system-ui, -apple-system, 'Segoe UI', 'PingFang SC', 'Microsoft YaHei', 'Noto Sans CJK SC', "
     "sans-serif"
 )
+
+
+def rounds(report: Report, network: NeuralFacts) -> Figure:
+    """AUC over all banks after each round, and this bank's own network for comparison."""
+    steps = [float(item.rounds) for item in network.learning]
+    data = [_line(steps, [item.auc for item in network.learning], "All banks", JOINT)]
+    shapes = []
+    if report.assessment is not None:
+        alone = report.assessment.bank_only.auc.value
+        line = {"color": ALONE, "width": 1, "dash": "dash"}
+        at = {"x0": 0, "x1": 1, "xref": "paper", "y0": alone, "y1": alone}
+        shapes.append({"type": "line", "line": line} | at)
+    return _figure(data, x=_axis("Rounds"), y=_axis("AUC"), shapes=shapes)

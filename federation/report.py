@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -31,6 +31,8 @@ from federation.evaluation import (
     plain,
 )
 from federation.ledger import Disclosure
+from federation.neural_facts import NeuralFacts
+from federation.neural_facts import facts_of as facts_of_network
 from federation.objects import Approval, CoverKind, Decision, JobManifest
 from federation.tables import BankData
 from federation.tasks import trees_plan
@@ -38,6 +40,9 @@ from federation.tasks.model import PooledFit, ScorecardModel
 from federation.tasks.plan import plan_of
 from federation.tasks.trees_model import TreesResult
 from federation.trees_facts import ONE, TreesFacts, facts_of
+
+if TYPE_CHECKING:
+    from federation.tasks.horizontal import NeuralResult
 
 REPORT_VERSION = 1
 WARN_EXPOSURE, REFUSE_EXPOSURE, OPEN_EXPOSURE = 0.02, 0.05, 0.2  # PROTOCOLS.md section 3, Exposure
@@ -206,6 +211,7 @@ class Report:
     exposure: Exposure
     limits: tuple[str, ...]
     trees: TreesFacts | None = None  # of boosted trees, which have no features in the sense above
+    network: NeuralFacts | None = None  # of a network, which has none either
 
 
 # --- making one -----------------------------------------------------------------------------------
@@ -326,6 +332,22 @@ def report_of_trees(
     return replace(report, trees=facts, limits=LIMITS_OF_TREES)
 
 
+def report_of_network(
+    result: NeuralResult,
+    manifest: JobManifest,
+    *,
+    created: str,
+    approvals: Sequence[Approval] = (),
+    names: Mapping[str, str] | None = None,
+) -> Report:
+    """One bank's report on the network that several trained; the rest as above."""
+    of = manifest.neural
+    scale = Points(of.base_score, of.base_odds, of.pdo)
+    about = _About(created, approvals, names, is_lab=False)
+    report = _report(result, manifest, about, scale, None, 0.0)
+    return replace(report, network=facts_of_network(result, manifest), limits=LIMITS_OF_NETWORKS)
+
+
 @dataclass(frozen=True, slots=True)
 class _About:
     """What a result does not know of its job."""
@@ -386,6 +408,8 @@ def _report(
 def exposure_of(manifest: JobManifest) -> Exposure:
     """Queries on the columns of the department that is asked most, those of other departments
     included; the schedule is fixed, so the manifest tells."""
+    if not manifest.departments:
+        return Exposure(0, manifest.limits.customers_min)
     if manifest.task == "trees":
         asked = trees_plan.plan_of(manifest).tokens
         return Exposure(asked, manifest.limits.customers_min)
@@ -543,6 +567,7 @@ MEANING: Mapping[str, str] = {
     "bin_counts": "customers and bads in each fine bin of a feature",
     "query_sums": "sums over customers of each bin, opened while fitting",
     "bank_totals": "sums over all banks of the job together; no bank's own part",
+    "shared_weights": "the network that all banks train, after each round",
     "population_covariance": "how two departments' features move together over all enterprises",
     "woe_tables": "weights of evidence of the department's own bins, rounded to 0.05",
     "directions": "coefficients on the department's own bins, rounded to 8 bits",
@@ -577,6 +602,17 @@ LIMITS_OF_TREES = (
     "For every threshold listed above the bank knows of each of its customers on which side it "
     "stands, for good.",
     *LIMITS[2:],
+)
+
+
+LIMITS_OF_NETWORKS = (
+    "The shared weights go to every bank and to the platform. Without a privacy budget they may "
+    "tell something of single customers to who studies them.",
+    "A bank that sends a false update spoils the network for all, unseen: sums hide whose it was.",
+    "Nothing is promised for one bank's update against all other banks together.",
+    "Which bank was there in a round is known to all; so are the number of customers of all banks "
+    "together, and bands of the scores of their held-out customers.",
+    LIMITS[-1],
 )
 
 
@@ -624,6 +660,8 @@ def report_json(report: Report) -> dict[str, Any]:
 
 
 def _of_the_task(report: Report) -> dict[str, Any]:
+    if (network := report.network) is not None:
+        return {"rounds": len(network.learning) - 1, "all_banks": {"auc": network.auc}}
     if (trees := report.trees) is None:
         return {"openings": report.openings}
     return {
@@ -646,6 +684,7 @@ def render_html(report: Report) -> str:
             headline=headline(report),
             features=ranked,
             trees=report.trees,
+            network=report.network,
             by_owner=[
                 (party, [item for item in ranked if item.owner == party.org and item.is_used])
                 for party in report.parties
@@ -658,7 +697,8 @@ def render_html(report: Report) -> str:
             gauge=_gauge(report.exposure.value),
             nan=math.nan,
             figures=plots.figures(report)
-            | ({} if report.trees is None else tree_plots.figures(report, report.trees)),
+            | ({} if report.trees is None else tree_plots.figures(report, report.trees))
+            | ({} if report.network is None else {"rounds": plots.rounds(report, report.network)}),
             plotly=plots.plotly_script(),
         )
     )
@@ -668,11 +708,12 @@ def headline(report: Report) -> str:
     """What the departments' data did for the bank, in one or two plain sentences."""
     quality = report.assessment
     if quality is None:
-        if report.trees is not None:
+        if report.trees is not None or report.network is not None:
             return "No customers of both kinds were held out, so the gain was not measured."
         return "No scores were opened for an evaluation, so the gain was not measured."
     before, after, gain = quality.bank_only.auc.value, quality.joint.auc.value, quality.gain.auc
-    moved = f"The departments' data moved the AUC from {before:.3f} to {after:.3f}"
+    what = "The departments' data" if report.network is None else "Training with the other banks"
+    moved = f"{what} moved the AUC from {before:.3f} to {after:.3f}"
     interval = f"({gain.value:+.3f}, 95 % interval {gain.low:+.3f} to {gain.high:+.3f})"
     if gain.low > 0:
         pairs = f"{100 * gain.value:.1f}" if gain.value < 0.1 else f"{100 * gain.value:.0f}"

@@ -143,6 +143,9 @@ class NeuralResult:
     alone_scores: NDArray[np.int64] = field(repr=False)
     disclosures: tuple[Disclosure, ...]
     seconds: dict[str, float]
+    sent_bytes: dict[str, int]
+    received_bytes: dict[str, int]
+    notes: tuple[str, ...] = ()
 
     def digest(self) -> bytes:
         """Of the model, the same at every bank."""
@@ -226,6 +229,13 @@ class _Bank:
             alone_scores=final.points(alone),
             disclosures=party.ledger.entries(),
             seconds=dict(party.seconds),
+            sent_bytes=party.traffic("sent_bytes"),
+            received_bytes=party.traffic("received_bytes"),
+            notes=tuple(
+                f"{org} was lost on the way: later rounds are without it"
+                for org in party.manifest.banks
+                if org not in self.pool.survivors
+            ),
         )
 
     # stages

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,6 +116,14 @@ class Party:
         found together is not taken up by one of them.
         """
         return replace(self, manifest=self.manifest.seen_from(bank), checkpoints=None)
+
+    def traffic(self, which: Literal["sent_bytes", "received_bytes"]) -> dict[str, int]:
+        """Bytes by stage, all peers together."""
+        found: dict[str, int] = {}
+        for channel in self.channels.values():
+            for stage, size in getattr(channel.traffic, which).items():
+                found[stage] = found.get(stage, 0) + size
+        return found
 
     def other_banks(self) -> tuple[str, ...]:
         """The banks of the job besides this party."""
