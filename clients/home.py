@@ -43,6 +43,10 @@ HttpsUrl = Annotated[str, StringConstraints(pattern=r"^https://[^\s/@]+(/[^\s@]*
 Address = Annotated[
     str, StringConstraints(pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):\d{1,5}$")
 ]
+# A cluster is given this party's columns and keys: over TLS, or on this machine alone.
+Scheduler = Annotated[
+    str, StringConstraints(pattern=r"^(tls://[^\s/@]+|tcp://(127\.0\.0\.1|localhost)):\d{1,5}$")
+]
 
 
 class Config(BaseModel):
@@ -62,6 +66,7 @@ class Config(BaseModel):
     max_response_bytes: PositiveInt = 16 * 2**20  # of anything that the coordinator sends
     workers: Annotated[int, Field(ge=1, le=256)] = 2  # jobs at once
     threads: Annotated[int, Field(ge=0, le=256)] = 0  # of heavy local work; 0: one a core
+    dask_scheduler: Scheduler | None = None  # of this party's cluster, for what outgrows a machine
     coordinator: dict[str, Any] = {}  # of the platform's home; `server/config.py` reads it
     verification: dict[str, Any] = {}  # `clients/verification_settings.py` reads it
 

@@ -16,7 +16,6 @@ import resource
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -32,6 +31,7 @@ from clients.round_book import SqlRoundBook
 from clients.runner import Admission, Books, Outcome, Program, Runner
 from clients.runner import Gate as GateProtocol
 from clients.store import Store
+from clients.workers import workers
 from federation import certificates, keyring
 from federation.api import NETWORK_S
 from federation.errors import Conflict, LianmoError, Refused, Unavailable, UsageError
@@ -85,7 +85,7 @@ def serve(
         contextlib.closing(Store.open(home.database_url)) as store,
         CoordinatorClient(home, retry_s=1.0) as client,
         _linked(relay_client(home)) as relay,
-        ThreadPoolExecutor(home.config.threads or os.cpu_count() or 1, "work") as executor,
+        workers(home.config) as executor,
     ):
         audit = AuditLog(home, store)
         audit.require_sound(_now())

@@ -9,8 +9,8 @@ survive a fork, and compile several times slower.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar, cast
@@ -19,6 +19,7 @@ import numba
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  # it has no stubs
 
 Function = TypeVar("Function", bound=Callable[..., object])
+Result = TypeVar("Result")
 
 PIECES = 8  # a few times the cores of a small node, so that uneven pieces even out
 
@@ -42,6 +43,35 @@ def exact_kernel(function: Function) -> Function:
 def inlined(function: Function) -> Function:
     """A piece of a kernel, put into each of its callers."""
     return cast("Function", numba.njit(inline="always", fastmath={"contract"})(function))
+
+
+class Workers(ThreadPoolExecutor):
+    """Threads of this machine and, where a party outgrows it, an executor of its cluster.
+
+    Kernels write into arrays of their caller, so they stay with the threads (`spread`). Calls that
+    are worth sending go to the cluster (`gather`).
+    """
+
+    def __init__(self, threads: int, cluster: Executor | None = None) -> None:
+        super().__init__(threads, "work")
+        self.cluster = cluster
+
+
+def cluster_of(executor: Executor | None) -> Executor | None:
+    """Where heavy calls can be sent to, if there is such a place."""
+    return executor.cluster if isinstance(executor, Workers) else None
+
+
+def gather(
+    executor: Executor | None, function: Callable[..., Result], *arguments: Iterable[object]
+) -> list[Result]:
+    """The results of a module's pure function, call by call: on the cluster, the threads, or here.
+
+    Arguments and results may cross to another machine. Which it is never shows in the results.
+    """
+    where = cluster_of(executor) or executor
+    run: Callable[..., Iterable[Result]] = where.map if where else map
+    return list(run(function, *arguments))
 
 
 def spread(executor: Executor | None, count: int, work: Callable[[int, int], None]) -> None:

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from protocols import labels, rlwe
 from protocols.books import AnswerBook, BatchId, SpentBook, StoredAnswer, TokenId
 from protocols.errors import ParameterError, ProtocolError
-from protocols.kernels import spread
+from protocols.kernels import cluster_of, spread
 from protocols.packing import pack, unpack
 from protocols.parameters import (
     MIN_COLUMNS_PER_REPLY,
@@ -263,12 +263,19 @@ class Department:
 
     def prepare(self) -> None:
         """Compute the hint, once for the job and binning; `grant_tokens` does it if nobody did."""
-        if self._hint is None:
-            blocks = rlwe.public_blocks(self._coins, self.layout.rows, self._executor)
-            transformed = rlwe.transformed_blocks(blocks, self._executor)
-            self._hint = rlwe.hint(
-                self.layout, self._bins, self._integers, transformed, self._executor
-            )
+        if self._hint is not None:
+            return
+        layout, bins, executor = self.layout, self._bins, self._executor
+        parts, cluster = [], cluster_of(executor)
+        if cluster is not None and layout.features:
+            parts.append(rlwe.hint_on_cluster(self._coins, layout.bins, bins, cluster))
+            bins = bins[:0]
+        if len(bins) or layout.integer_bounds:
+            left = Layout(layout.rows, layout.bins[: len(bins)], layout.integer_bounds)
+            blocks = rlwe.public_blocks(self._coins, layout.rows, executor)
+            transformed = rlwe.transformed_blocks(blocks, executor)
+            parts.append(rlwe.hint(left, bins, self._integers, transformed, executor))
+        self._hint = np.concatenate(parts)
 
     def grant_tokens(self, request: TokenRequest) -> TokenReply:
         """One batch of tokens; a repeated request gets equal bytes, another is refused."""

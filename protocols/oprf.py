@@ -16,11 +16,10 @@ Scalars are 32 bytes, little-endian, and stay with libsodium, whose arithmetic t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import TypeVar
 
 import numpy as np
 import rbcl
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 
 from protocols import labels
 from protocols.errors import ParameterError, ProtocolError
+from protocols.kernels import gather
 from protocols.row_keys import ROW_KEY_BYTES
 from protocols.streams import Randomness, digest, encode
 
@@ -45,8 +45,6 @@ PAD = b"pad|"  # inputs of a padded request; no code contains the separator
 # Rows of one task and of one proof. RFC 9497 allows 65,535 elements a proof; smaller blocks spread
 # over an executor, and 64 bytes a thousand rows are nothing.
 BLOCK = 1024
-
-T = TypeVar("T")
 
 
 # --- messages
@@ -126,11 +124,11 @@ class Department:
                 f"{size} row keys asked, {self._maximum - spent} left of {self._maximum}"
             )
         blocks = _blocks(batch.elements)
-        _map(_require_points, executor, blocks)
+        gather(executor, _require_points, blocks)
         self.answered[request] = size
         nonces = [self._proof_nonce(i, block) for i, block in enumerate(blocks)]
         keys = [self._key] * len(blocks)
-        parts = _map(_evaluate_block, executor, keys, blocks, nonces)
+        parts = gather(executor, _evaluate_block, keys, blocks, nonces)
         elements = _rows((part for part, _ in parts), POINT_BYTES)
         return EvaluatedBatch(elements, _rows((proof for _, proof in parts), PROOF_BYTES))
 
@@ -140,7 +138,7 @@ class Department:
         """Row keys of any codes, shape (codes, 16): about 0.1 ms a row and core, so cache them."""
         inputs = _inputs(codes)
         blocks = [inputs[at : at + BLOCK] for at in range(0, len(inputs), BLOCK)]
-        parts = _map(_row_key_block, executor, [self._key.secret] * len(blocks), blocks)
+        parts = gather(executor, _row_key_block, [self._key.secret] * len(blocks), blocks)
         return _rows(parts, ROW_KEY_BYTES)
 
     def _proof_nonce(self, index: int, block: bytes) -> bytes:
@@ -205,7 +203,7 @@ class Bank:
             blocks = [slice(at, at + BLOCK) for at in range(0, len(self._inputs), BLOCK)]
             inputs, blinds = [self._inputs[b] for b in blocks], [self._blinds[b] for b in blocks]
             self._blinded = BlindedBatch(
-                _rows(_map(_blind_block, executor, inputs, blinds), POINT_BYTES)
+                _rows(gather(executor, _blind_block, inputs, blinds), POINT_BYTES)
             )
         return self._blinded
 
@@ -221,12 +219,12 @@ class Bank:
             )
         blinded, answers = _blocks(self._blinded.elements), _blocks(evaluated.elements)
         proofs = [proof.tobytes() for proof in evaluated.proofs]
-        _map(_verify_block, executor, [self._public] * len(proofs), blinded, answers, proofs)
+        gather(executor, _verify_block, [self._public] * len(proofs), blinded, answers, proofs)
         # The padding is unblinded too: the time until the bank's next message shows no count.
         inverses = _invert_all(self._blinds)
         blocks = [slice(at, at + BLOCK) for at in range(0, len(self._inputs), BLOCK)]
         inputs, blinds = [self._inputs[b] for b in blocks], [inverses[b] for b in blocks]
-        keys = _rows(_map(_finalize_block, executor, inputs, blinds, answers), ROW_KEY_BYTES)
+        keys = _rows(gather(executor, _finalize_block, inputs, blinds, answers), ROW_KEY_BYTES)
         in_order = np.empty_like(keys)
         in_order[self._order] = keys
         return CustomerRowKeys(self._codes, in_order[: len(self._codes)])
@@ -452,10 +450,3 @@ def _blocks(elements: NDArray[np.uint8]) -> list[bytes]:
 
 def _rows(parts: Iterable[bytes], width: int) -> NDArray[np.uint8]:
     return np.frombuffer(b"".join(parts), np.uint8).reshape(-1, width)
-
-
-def _map(
-    function: Callable[..., T], executor: Executor | None, *arguments: Iterable[object]
-) -> list[T]:
-    run: Callable[..., Iterable[T]] = executor.map if executor else map
-    return list(run(function, *arguments))

@@ -50,7 +50,7 @@ from numpy.typing import NDArray
 
 from protocols import labels
 from protocols.errors import ProtocolError
-from protocols.kernels import PIECES, kernel, single_threaded_blas, spread
+from protocols.kernels import PIECES, gather, kernel, single_threaded_blas, spread
 from protocols.packing import pack, packed_bytes, unpack, unpack_centred, words_of
 from protocols.parameters import Layout, request_ciphertexts, slots
 from protocols.ring import (
@@ -88,6 +88,7 @@ from protocols.streams import SEED_BYTES, Stream, encode
 VERSION = "linear-query/1"
 _DIGIT_BITS = 8  # integer columns enter the complex transform in digits, to keep it exact
 _DIGIT_BLOCKS = 256  # blocks of rows whose digits are added before rounding
+_FEATURES_A_CALL = 4  # of a hint that is made elsewhere
 _ROUNDING_ROOM = 1 / 16  # the transform must land closer than this to an integer
 
 
@@ -186,6 +187,29 @@ def hint(
             "the complex transform of the hint lost precision: cut a into more pieces"
         )
     return out
+
+
+def hint_on_cluster(
+    coins: JointCoins, counts: tuple[int, ...], bins: NDArray[np.uint8], cluster: Executor
+) -> NDArray[np.int64]:
+    """The hint of the one-hot columns, with a call for every few features.
+
+    Every block makes the public polynomials again: cheaper than to send them, 16 bytes a row.
+    """
+    cuts = range(0, len(counts), _FEATURES_A_CALL)
+    groups = [counts[i : i + _FEATURES_A_CALL] for i in cuts]
+    blocks = [bins[i : i + _FEATURES_A_CALL] for i in cuts]
+    return np.concatenate(gather(cluster, _hint_of_block, [coins] * len(groups), groups, blocks))
+
+
+def _hint_of_block(
+    coins: JointCoins, counts: tuple[int, ...], bins: NDArray[np.uint8]
+) -> NDArray[np.int64]:
+    layout = Layout(bins.shape[1], counts)
+    transformed = transformed_blocks(public_blocks(coins, layout.rows, None), None)
+    # what arrives from another process may be read-only: numba would compile another variant
+    bins = np.require(bins, requirements=["C", "W"])
+    return hint(layout, bins, np.empty((0, layout.rows), np.int32), transformed, None)
 
 
 def _digit_pieces(layout: Layout) -> list[tuple[int, int, bool]]:

@@ -61,6 +61,7 @@ class Setting:
         cls: type[Department] = Department,
         seed: bytes = b"department",
         querier: str = "bank",
+        executor: Executor | None = None,
     ) -> Department:
         department = cls(
             layout=self.layout,
@@ -75,6 +76,7 @@ class Setting:
             matrix=self.matrix,
             randomness=Randomness(hashlib.sha256(seed).digest(), MANIFEST, self.attempt),
             answers=self.answers,
+            executor=executor,
         )
         department.commit()
         return department

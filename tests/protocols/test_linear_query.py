@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from concurrent.futures import ThreadPoolExecutor
+import pickle
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import nullcontext
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 
 from protocols import labels
 from protocols.errors import ParameterError, ProtocolError
+from protocols.kernels import Workers
 from protocols.linear_query import Answer, Bank, Department, Query, TokenReply, TokenRequest, decode
 from protocols.openings import check_children, check_counts, check_opening
 from protocols.packing import pack, unpack
@@ -30,6 +34,8 @@ from protocols.streams import Randomness, digest
 from protocols.warm import warm
 
 from .query_parties import JOINT_SEED, MANIFEST, Setting, setting, with_tokens
+
+T = TypeVar("T")
 
 
 def vector(parties: Setting, seed: int = 0) -> np.ndarray:
@@ -285,6 +291,37 @@ def test_queries_ahead_are_those_one_by_one_and_none_leaves_unspent(threads: int
         assert {token.index: x for token, x in again.spent._digests.items()} == spent
         with pytest.raises(ProtocolError, match="no token left"):
             list(bank.queries([vectors[0]]))
+
+
+class Elsewhere(Executor):
+    """A cluster as far as its callers can tell: nothing is shared, arrays arrive read-only."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def map(self, fn: Callable[..., T], *iterables: Iterable[Any], **_: Any) -> Iterator[T]:
+        for arguments in zip(*iterables, strict=True):
+            self.calls += 1
+            sent = pickle.loads(pickle.dumps((fn, arguments)))  # noqa: S301 - our own bytes
+            for item in sent[1]:
+                if isinstance(item, np.ndarray):
+                    item.setflags(write=False)
+            yield pickle.loads(pickle.dumps(sent[0](*sent[1])))  # noqa: S301 - our own bytes
+
+
+@pytest.mark.parametrize(("bins", "bounds"), [((4, 3, 9, 2, 5), ()), ((3,), (7,)), ((), (7, 300))])
+def test_tokens_are_the_same_whether_the_hint_is_made_here_or_on_a_cluster(
+    bins: tuple[int, ...], bounds: tuple[int, ...]
+) -> None:
+    replies = []
+    for cluster in (None, Elsewhere()):
+        parties = setting(rows=5000, bins=bins, bounds=bounds, vmax=1)
+        with Workers(2, cluster) as pool:
+            department = parties.department(executor=pool)
+            replies.append(department.grant_tokens(parties.bank().request_tokens()))
+        if cluster is not None:
+            assert cluster.calls == -(-len(bins) // 4)
+    assert fields_of(replies[0]) == fields_of(replies[1])
 
 
 def test_a_token_spent_on_another_vector_is_skipped_by_queries_ahead() -> None:

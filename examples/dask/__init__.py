@@ -1,0 +1,1 @@
+"""A department's heavy work on a Dask cluster: `python -m examples.dask.cluster`."""
