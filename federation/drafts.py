@@ -297,6 +297,7 @@ def of_manifest(manifest: JobManifest, job: str) -> JobDraft:
                 wall_time_s=max(60, limits.wall_time_s),
                 attempts=limits.attempts,
             ),
+            "audit": manifest.audit,
             manifest.task: manifest.parameters,
         }
     )

@@ -627,6 +627,9 @@ class JobManifest(SignedObject):
             raise ValueError("outputs go to parties of the job")
         if set(self.audit.auditors) & set(orgs):
             raise ValueError("no party of the job audits it")
+        if self.audit.auditors and (len(banks) > 1 or self.task == "neural"):
+            # Each bank of several would have to seal its own seed; the neural task has no queries.
+            raise ValueError("auditors are for jobs in which one bank puts queries")
         if self.not_before >= self.expires:
             raise ValueError("the job expires before it may begin")
         if not 0 < self.limits.customers_min <= self.limits.customers_max <= self.cover.rows:
