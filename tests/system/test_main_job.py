@@ -9,15 +9,22 @@ import base64
 import gzip
 import hashlib
 import json
-from collections.abc import Iterator
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from clients.attempts import output_digest
 from clients.sandbox import Member, Sandbox
+from federation import fab
 from federation.channel import in_process
 from federation.codes import code_for_row
 from federation.envelope import Envelope
@@ -32,6 +39,7 @@ ROWS, CUSTOMERS = 1_600, 900
 CANARY = 777_123_454_321  # a value of one enterprise in the tax table
 JOB = "small-city"
 DEPARTMENTS = ("tax", "court")
+NAMES = {"bank": "loans", "tax": "payments", "court": "cases"}
 
 
 @dataclass(frozen=True)
@@ -70,58 +78,70 @@ def make_tables() -> tuple[dict[str, pd.DataFrame], np.ndarray]:
     return tables, np.sort(all_codes.astype("S18"))
 
 
-@pytest.fixture(scope="module")
-def city(tmp_path_factory: pytest.TempPathFactory) -> Iterator[City]:
-    folder = tmp_path_factory.mktemp("city")
+def members() -> list[Member]:
     kinds = {"platform": "platform", "bank": "bank", "tax": "department", "court": "department"}
     own = codes(5, np.arange(len(kinds)))
-    members = [
+    return [
         Member(org, kind, org.title(), code)
         for (org, kind), code in zip(kinds.items(), own, strict=True)
     ]
-    tables, registry = make_tables()
+
+
+def settle(
+    box: Sandbox, folder: Path, tables: dict[str, pd.DataFrame], registry: np.ndarray
+) -> None:
+    """Homes, coordinator, data sets and running nodes."""
     (folder / "registry.txt").write_text("\n".join(registry.astype(str)) + "\n")
-    with Sandbox(folder / "homes", members, region="Testville") as box:
-        box.found()
-        box.start(("platform", ("coordinator", "start")))
-        names = {"bank": "loans", "tax": "payments", "court": "cases"}
-        where = ("--region", "Testville", "--as-of", "2026-10-31")
-        box.everybody(
-            (org, ("registry", "add", str(folder / "registry.txt"), *where)) for org in names
-        )
-        for org, name in names.items():
-            path = folder / f"{org}.csv"
-            tables[org].to_csv(path, index=False)
-            label = ("--label", "bad") if org == "bank" else ()
-            box.run(org, "data", "add", name, "--file", str(path), "--key", "code", *label)
-            words = ("--title", name, "--legal-basis", "test", "--update-frequency", "never")
-            words += ("--provenance", "made up", "--level", "*=L2")  # one person decides
-            box.run(org, "catalogue", "set", name, *words)
-            box.run(org, "catalogue", "publish", name)
-        box.start(*((org, ("node", "start")) for org in names))
-        draft = folder / "job.toml"
-        departments = [p for org in DEPARTMENTS for p in ("--department", f"{org}/{names[org]}")]
-        limits = ("--customers-max", "1000", "--customers-min", "800")
-        out = ("--platform", "platform", "--out", str(draft))
-        box.run("bank", "job", "new", JOB, "--dataset", "loans", *departments, *limits, *out)
-        digest = box.run("bank", "job", "submit", str(draft), "--json").json()["manifest_digest"]
-        for org in (*DEPARTMENTS, "platform"):
-            box.run(org, "job", "approve", JOB, "--manifest", digest)
+    box.found()
+    box.start(("platform", ("coordinator", "start")))
+    where = ("--region", "Testville", "--as-of", "2026-10-31")
+    box.everybody((org, ("registry", "add", str(folder / "registry.txt"), *where)) for org in NAMES)
+    for org, name in NAMES.items():
+        path = folder / f"{org}.csv"
+        tables[org].to_csv(path, index=False)
+        label = ("--label", "bad") if org == "bank" else ()
+        box.run(org, "data", "add", name, "--file", str(path), "--key", "code", *label)
+        words = ("--title", name, "--legal-basis", "test", "--update-frequency", "never")
+        words += ("--provenance", "made up", "--level", "*=L2")  # one person decides
+        box.run(org, "catalogue", "set", name, *words)
+        box.run(org, "catalogue", "publish", name)
+    box.start(*((org, ("node", "start")) for org in NAMES))
+
+
+def launch(box: Sandbox, folder: Path, job: str) -> None:
+    """Submit a job and have everybody approve it."""
+    draft = folder / f"{job}.toml"
+    departments = [p for org in DEPARTMENTS for p in ("--department", f"{org}/{NAMES[org]}")]
+    limits = ("--customers-max", "1000", "--customers-min", "800")
+    out = ("--platform", "platform", "--out", str(draft))
+    box.run("bank", "job", "new", job, "--dataset", "loans", *departments, *limits, *out)
+    digest = box.run("bank", "job", "submit", str(draft), "--json").json()["manifest_digest"]
+    for org in (*DEPARTMENTS, "platform"):
+        box.run(org, "job", "approve", job, "--manifest", digest)
+
+
+@pytest.fixture(scope="module")
+def city(tmp_path_factory: pytest.TempPathFactory) -> Iterator[City]:
+    folder = tmp_path_factory.mktemp("city")
+    tables, registry = make_tables()
+    with Sandbox(folder / "homes", members(), region="Testville") as box:
+        settle(box, folder, tables, registry)
+        launch(box, folder, JOB)
         watched = box.run("bank", "job", "watch", JOB)
         record = json.loads(
             next((folder / "homes/bank/runs" / JOB).glob("*/record.json")).read_text()
         )
         assert record["payloadType"].startswith("application/vnd.lianmo.run-record")
-        manifest = _manifest(box)
+        manifest = manifest_of(box, JOB)
         yield City(box, folder, tables, registry, manifest, watched.err)
 
 
-def _manifest(box: Sandbox) -> JobManifest:
+def manifest_of(box: Sandbox, job: str) -> JobManifest:
     from clients.coordinator_client import CoordinatorClient
     from clients.home import Home
 
     with CoordinatorClient(Home.open(box.home("bank"), environment={})) as client:
-        return client.job(JOB).manifest.unverified(JobManifest)
+        return client.job(job).manifest.unverified(JobManifest)
 
 
 def _attempt(city: City, org: str) -> Path:
@@ -140,14 +160,7 @@ def test_the_processes_send_the_very_bytes_that_one_process_would(city: City) ->
     """Same manifest, seeds and data: equal frames on every channel, equal model."""
     orgs = ["bank", *DEPARTMENTS]
     seeds = {org: (_attempt(city, org) / "seed").read_bytes() for org in orgs}
-    data: dict[str, BankData | DepartmentData] = {"bank": _bank_data(city)}
-    for org in DEPARTMENTS:
-        frame = city.tables[org].set_index("code").reindex(city.registry.astype(str))
-        columns = [
-            NumberColumn(name, frame[name].to_numpy(np.float64))
-            for name in city.manifest.party(org).fields
-        ]
-        data[org] = DepartmentData(columns, city.registry)
+    data = data_of(city.tables, city.registry, city.manifest)
     links = in_process(orgs)
     pair = _pair_seed(city)
     from federation.channel import run_in_process
@@ -169,7 +182,8 @@ def test_the_processes_send_the_very_bytes_that_one_process_would(city: City) ->
         model = (city.box.home(org) / "models" / f"{JOB}.json").read_bytes()
         again = model_to_json(done[org].model) if org == "bank" else part_to_json(done[org])
         assert model == again
-        assert record.output == hashlib.sha256(model).hexdigest()
+        salt = (_attempt(city, org) / "output.salt").read_bytes()
+        assert record.output == output_digest(salt, model)
 
 
 def _pair_seed(city: City) -> bytes:
@@ -180,17 +194,29 @@ def _pair_seed(city: City) -> bytes:
     return pair_seeds(home, city.manifest, 1)["court"]
 
 
-def _bank_data(city: City) -> BankData:
-    frame = city.tables["bank"]
-    positions = np.searchsorted(city.registry, frame["code"].to_numpy().astype("S18"))
+def data_of(
+    tables: dict[str, pd.DataFrame], registry: np.ndarray, manifest: JobManifest
+) -> dict[str, BankData | DepartmentData]:
+    """What the gates hand out."""
+    frame = tables["bank"]
+    positions = np.searchsorted(registry, frame["code"].to_numpy().astype("S18"))
     order = np.argsort(positions)
-    return BankData(
+    bank = BankData(
         cover_rows=ROWS,
         positions=positions[order],
-        codes=city.registry[positions[order]],
+        codes=registry[positions[order]],
         columns=[NumberColumn("balance", frame["balance"].to_numpy(np.float64)[order])],
         labels=frame["bad"].to_numpy(np.uint8)[order],
     )
+    data: dict[str, BankData | DepartmentData] = {"bank": bank}
+    for org in DEPARTMENTS:
+        lined_up = tables[org].set_index("code").reindex(registry.astype(str))
+        columns = [
+            NumberColumn(name, lined_up[name].to_numpy(np.float64))
+            for name in manifest.party(org).fields
+        ]
+        data[org] = DepartmentData(columns, registry)
+    return data
 
 
 def test_both_ends_of_every_channel_signed_the_same_transcript(city: City) -> None:
@@ -293,3 +319,89 @@ def test_asking_again_for_a_finished_job_changes_nothing(city: City) -> None:
     assert again.code == 4
     assert "manifest" in again.err
     assert city.box.run("court", "job", "status", JOB, "--json").json()["status"] == "succeeded"
+
+
+def test_a29_the_digests_of_every_record_are_those_of_a_second_computation(city: City) -> None:
+    """Of the release, the bundle and the configuration: from files and the manifest alone."""
+    release = _release()
+    bundle = fab.build(city.manifest)
+    config = {"job": JOB, "manifest-sha256": hashlib.sha256(city.manifest.payload()).hexdigest()}
+    for org in ("bank", *DEPARTMENTS):
+        envelope = Envelope.from_json((_attempt(city, org) / "record.json").read_bytes())
+        record = json.loads(envelope.payload)
+        assert record["manifest"] == config["manifest-sha256"]
+        assert record["package_sha256"] == city.manifest.package_sha256 == release
+        assert record["fab_sha256"] == hashlib.sha256(bundle).hexdigest()
+        text = json.dumps(config, sort_keys=True, separators=(",", ":")).encode()
+        assert record["run_config_sha256"] == hashlib.sha256(text).hexdigest()
+
+
+def _release() -> str:
+    """GOVERNANCE.md, Job manifest: sorted (path, file hash) of the packages, and versions."""
+    root = Path(fab.__file__).parents[1]
+    kinds = {".py", ".so", ".pyd", ".html", ".j2", ".css", ".js", ".json", ".mako"}
+    files = []
+    for package in ("clients", "federation", "protocols", "server"):
+        for path in (root / package).rglob("*"):
+            name = path.relative_to(root).as_posix()
+            if path.suffix in kinds and "__pycache__" not in name and "/." not in name:
+                files.append([name, hashlib.sha256(path.read_bytes()).hexdigest()])
+    wanted = [line for line in metadata.requires("lianmo") or () if "extra ==" not in line]
+    names = [re.match(r"[A-Za-z0-9._-]+", line)[0] for line in wanted]  # type: ignore[index]
+    versions = [[n.lower().replace("_", "-"), metadata.version(n).split("+")[0]] for n in names]
+    plain = {"files": sorted(files), "versions": sorted(versions)}
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_a22_a_withdrawal_stops_a_running_job_though_the_coordinator_is_silent(
+    city: City,
+) -> None:
+    """Last in this file: the coordinator does not come back.
+
+    The job of before is refused with a counter-proposal, proposed anew and approved. One department
+    is held so that the others wait for it in the middle of the run.
+    """
+    box, again, last = city.box, "once-more", "once-more-2"
+    draft = next(city.folder.glob("*.toml")).read_text().replace(f'"{JOB}"', f'"{again}"')
+    (city.folder / "again.toml").write_text(draft)
+    asked = box.run("bank", "job", "submit", str(city.folder / "again.toml"), "--json").json()
+    said = ("--openings", "1", "--words", "太多", "--manifest", asked["manifest_digest"])
+    refused = box.run("tax", "job", "narrow", again, *said, "--json").json()
+    assert refused["status"] == "refused"
+    told = box.run("bank", "job", "status", again)
+    assert "tax would approve it at most 1 openings" in told.err
+    assert f"`lianmo job narrow {again} --accept`" in told.err
+    late = box.run("court", "job", "approve", again, *said[-2:], check=False)
+    assert late.code == 6  # a refusal is final
+
+    digest = box.run("bank", "job", "narrow", again, "--accept", "--json").json()["manifest_digest"]
+    shown = box.run("court", "job", "review", last).out
+    assert "this manifest does so: yes" in shown
+    assert "openings: 3 -> 1" in shown
+    court = box.pid("court", "node")
+    assert court is not None
+    os.kill(court, signal.SIGSTOP)
+    try:
+        for org in (*DEPARTMENTS, "platform"):
+            box.run(org, "job", "approve", last, "--manifest", digest)
+        runs = box.home("tax") / "runs" / last
+        _until(lambda: bool(list(runs.glob("*-1/seed"))))
+        box.kill("platform", "coordinator")
+        away = box.run("tax", "job", "withdraw", last, check=False)
+        assert away.code == 7
+        assert "this node takes no part any more" in away.err
+        _until(lambda: bool(list(runs.glob("*-1/record.json"))))
+    finally:
+        os.kill(court, signal.SIGCONT)
+    envelope = Envelope.from_json(next(runs.glob("*-1/record.json")).read_bytes())
+    record = envelope.unverified(RunRecord)
+    assert (record.outcome, record.manifest) == ("stopped", digest)
+    assert not (box.home("tax") / "models" / f"{last}.json").exists()
+
+
+def _until(is_so: Callable[[], bool], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
