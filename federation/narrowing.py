@@ -48,16 +48,20 @@ def words(asked: Narrowing) -> tuple[str, ...]:
     """A counter-proposal as a person reads it."""
     found = [f"without {name}" for name in asked.drop_fields]
     if asked.openings is not None:
-        found.append(f"at most {asked.openings} openings of training scores")
+        found.append(f"with {_most(asked.openings, 'opening')} of training scores")
     if asked.evaluation is False:
-        found.append("no score of each customer at the end")
+        found.append("with no score of each customer at the end")
     if asked.trees is not None:
-        found.append(f"at most {asked.trees} trees that ask the departments")
+        found.append(f"with {_most(asked.trees, 'tree')} asking the departments")
     if asked.attempts is not None:
-        found.append(f"at most {asked.attempts} runs")
+        found.append(f"with {_most(asked.attempts, 'run')}")
     if asked.expires is not None:
-        found.append(f"ends at {asked.expires} at the latest")
+        found.append(f"that ends at {asked.expires} at the latest")
     return tuple(found)
+
+
+def _most(count: int, name: str) -> str:
+    return f"at most {count} {name}" + ("" if count == 1 else "s")
 
 
 def unmet(asked: Narrowing, org: str, refused: JobManifest, manifest: JobManifest) -> list[str]:

@@ -156,12 +156,22 @@ def _indented(text: str, by: str = "  ") -> Iterator[str]:
 
 
 def _wrapped(head: str, text: str, width: int) -> Iterator[str]:
-    """The text behind a head, its further lines below its first; broken at spaces."""
+    """The text behind a head, its further lines below its first.
+
+    Broken at spaces, and between any two signs where a word alone is too wide: Chinese has none.
+    """
     margin, line = " " * display_width(head), head
+    room = max(width - len(margin), 8)
     for word in text.split(" "):
-        grown = line + word if line in (head, margin) else f"{line} {word}"
-        if display_width(grown) > width and line not in (head, margin):
-            yield line
-            grown = margin + word
-        line = grown
+        glue = "" if line in (head, margin) else " "
+        for piece in _pieces(word, room):
+            if display_width(line + glue + piece) > width and line not in (head, margin):
+                yield line
+                line, glue = margin, ""
+            line, glue = line + glue + piece, ""
     yield line
+
+
+def _pieces(word: str, room: int) -> list[str]:
+    """The word, or its signs where it needs a line of its own and more."""
+    return [word] if display_width(word) <= room else list(word)

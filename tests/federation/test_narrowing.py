@@ -129,9 +129,7 @@ def refusal(**asked: Any) -> Approval:
     )
 
 
-def test_the_review_says_whether_a_counter_proposal_is_met_and_what_is_lacking() -> (
-    None
-):
+def test_the_review_says_whether_a_counter_proposal_is_met_and_what_is_lacking() -> None:
     """The attack: the bank proposes anew, names the refused one, and leaves one thing as it was."""
     word = refusal(drop_fields=["late"], openings=1)
     assert word.narrowing is not None
@@ -139,7 +137,7 @@ def test_the_review_says_whether_a_counter_proposal_is_met_and_what_is_lacking()
     met = again(REFUSED, ("tax", word.narrowing))
     (told,) = review(met, CATALOGUE, me="court", refused=before).refused
     assert (told.asked, told.unmet) == (
-        ("without late", "at most 1 openings of training scores"),
+        ("without late", "with at most 1 opening of training scores"),
         (),
     )
     half = again(REFUSED, ("tax", Narrowing(openings=1)))
