@@ -85,6 +85,7 @@ def draft_text(
     customers_max: int | None,
     customers_min: int | None,
     openings: int,
+    task: str = "scorecard",
 ) -> str:
     """A `job.toml` to start from; the customers' figures default to the dataset's own."""
     from federation import drafts
@@ -105,6 +106,7 @@ def draft_text(
         customers_max=customers_max or _round_up(rows),
         customers_min=customers_min or rows * 95 // 100,
         openings=openings,
+        task=task,
     )
 
 
@@ -118,6 +120,11 @@ def submit(
     home: Home, store: Store, client: CoordinatorClient, draft: Path, now: datetime
 ) -> JobDetail:
     """Build, sign and send the manifest of a draft in a file."""
+    return propose(home, store, client, read_draft(home, draft), now)
+
+
+def read_draft(home: Home, draft: Path) -> JobDraft:
+    """This bank's draft in a file."""
     from federation import drafts
 
     try:
@@ -131,7 +138,7 @@ def submit(
     wanted = drafts.parse(text)
     if wanted.bank.org != home.org:
         raise UsageError(f"the draft is of {wanted.bank.org}, this home is {home.org}'s")
-    return propose(home, store, client, wanted, now)
+    return wanted
 
 
 def propose(
@@ -146,21 +153,7 @@ def propose(
 
     previous: the digest of the manifest that it takes the place of; default: the last approved one.
     """
-    from clients.gate import Gate
-    from federation import drafts
-
-    registry = current_registry(store)
-    manifest = drafts.build(
-        wanted,
-        catalogue=catalogue(home, client, now),
-        registry=registry,
-        cover_rows=Gate(home, store, lambda: now).cover_rows(
-            wanted.bank.dataset, wanted.cover.kind, wanted.cover.decoys
-        ),
-        package_sha256=package_sha256(),
-        now=now,
-        previous=previous or _digest(last_approved(store, home.org)),
-    )
+    manifest = built(home, store, client, wanted, now, previous)
     envelope = sign(manifest, home.key(Usage.PROPOSE))
     answer = client.submit(envelope)
     audit, digest = AuditLog(home, store), manifest.digest()
@@ -169,6 +162,31 @@ def propose(
         Jobs(store).set_decision(digest, Decision.APPROVE.value)
         audit.append(Action.JOB_PROPOSED, digest, now, actor=Usage.PROPOSE, job=digest)
     return answer
+
+
+def built(
+    home: Home,
+    store: Store,
+    client: CoordinatorClient,
+    wanted: JobDraft,
+    now: datetime,
+    previous: str | None = None,
+) -> JobManifest:
+    """The manifest of a draft, unsigned, as it would be submitted now."""
+    from clients.gate import Gate
+    from federation import drafts
+
+    return drafts.build(
+        wanted,
+        catalogue=catalogue(home, client, now),
+        registry=current_registry(store),
+        cover_rows=Gate(home, store, lambda: now).cover_rows(
+            wanted.bank.dataset, wanted.cover.kind, wanted.cover.decoys
+        ),
+        package_sha256=package_sha256(),
+        now=now,
+        previous=previous or _digest(last_approved(store, home.org)),
+    )
 
 
 def current_registry(store: Store) -> RegistrySnapshot:
@@ -390,6 +408,15 @@ def decide(
             error.todo = "this node takes no part any more; tell the others, or repeat it later"
         raise
     return approval
+
+
+def approved_here(store: Store, home: Home, job: str) -> str | None:
+    """The digest of the manifest under that name that this organisation said yes to.
+
+    Enough to take it back with no coordinator to show it again.
+    """
+    own = _approved(store, home, job)
+    return own[1].digest() if own is not None else None
 
 
 def _approved(store: Store, home: Home, job: str) -> tuple[Envelope, JobManifest] | None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from clients.home import Home
     from clients.jobs import Disclosures
     from clients.store import Store
-    from federation.api import Event, JobDetail
+    from federation.api import Event, JobDetail, ProgressBody
     from federation.errors import RefusalCode
     from federation.review import Review
 
@@ -64,13 +64,16 @@ def new(
         int | None, typer.Option(help="What you promise to have at least.")
     ] = None,
     openings: Annotated[int, typer.Option(help="Openings of a rounded score while fitting.")] = 3,
+    task: Annotated[str, typer.Option(help="What to train: scorecard or trees.")] = "scorecard",
     out: Annotated[Path | None, typer.Option(help="Where; default: JOB.toml.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Write a draft (job.toml) with comments, for you to change and then submit."""
     from clients import jobs
-    from federation.errors import Conflict
+    from federation.errors import Conflict, UsageError
 
+    if task not in ("scorecard", "trees"):
+        raise UsageError(f"no draft for a {task} job; there are: scorecard, trees")
     target = out or Path(f"{job}.toml")
     if target.exists():
         raise Conflict(f"{target} exists already", todo="choose another file with --out")
@@ -85,10 +88,35 @@ def new(
         customers_max=customers_max,
         customers_min=customers_min,
         openings=openings,
+        task=task,
     )
     target.write_text(text, encoding="utf-8")
     emit({"job": job, "draft": target}, as_json, f"{target} written")
     say(f"next: look through it, then `lianmo job submit {target}`")
+
+
+@app.command()
+def estimate(
+    job: Annotated[
+        str, typer.Argument(metavar="JOB", help="A draft (job.toml), or a submitted job's name.")
+    ],
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure this machine's speed again.")
+    ] = False,
+    line: Annotated[
+        float, typer.Option(min=0.1, help="Megabits a second of each party's line.")
+    ] = 100.0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Say what a job would carry, hold and take, before anybody runs anything."""
+    from clients.cli import estimates
+
+    home, store = _home_and_store()
+    with _client(home) as client:
+        manifest = estimates.manifest_of(home, store, client, job, _now())
+    speeds = estimates.speeds(home, _now(), again=calibrate, say=say)
+    found = estimates.of_job(home, manifest, speeds, 1e6 * line)
+    emit(estimates.plain(found, manifest), as_json, lambda: estimates.text(found, manifest))
 
 
 @app.command()
@@ -400,6 +428,8 @@ def _decide(
     from federation.objects import Decision
 
     home, store = _home_and_store()
+    if decision == "withdraw" and options["manifest"] is None:
+        options["manifest"] = jobs.approved_here(store, home, job)
     with _client(home) as client:
         if options.get("manifest") is None:
             if not is_terminal():
@@ -501,10 +531,15 @@ def _say_event(event: Event) -> None:
         parts.append(event.status.value)
     if event.progress is not None:
         now = event.progress
-        parts.append(f"{now.stage} {now.step}/{now.steps}")
+        parts.append(f"{now.stage} {now.step}/{now.steps}{_waits(now)}")
     if event.text:
         parts.append(event.text)
     say("  ".join(parts))
+
+
+def _waits(now: ProgressBody) -> str:
+    """Whom the party waits for, and until when."""
+    return f", waits for {now.waits_for} until {now.waits_until}" if now.waits_for else ""
 
 
 def _watch_lines(client: CoordinatorClient, job: str) -> JobDetail:
@@ -543,7 +578,7 @@ def _watch_bars(client: CoordinatorClient, job: str) -> JobDetail:
                 megabytes = (now.sent_bytes + now.received_bytes) / 1e6
                 progress.update(
                     bars[org],
-                    description=now.stage,
+                    description=now.stage + _waits(now),
                     completed=now.step,
                     total=max(now.steps, 1),
                     traffic=f"{megabytes:.1f} MB",
