@@ -34,7 +34,8 @@ class CoordinatorConfig(BaseModel):
     relay_port: Port = 8444  # default: that of `relay_address`
     database_url: SecretStr | None = None  # default: coordinator.db in the home
     attempts: Annotated[int, Field(ge=1, le=10)] = 3  # of a job whose parties were lost
-    party_wait_s: PositiveFloat = 120  # how long a silent party is waited for in one attempt
+    party_wait_s: PositiveFloat = 600  # how long a silent party is waited for in one attempt
+    jobs_at_once: Annotated[int, Field(ge=1, le=256)] = 2  # of one organisation; others wait
     spare_workers: Annotated[int, Field(ge=0, le=8)] = 1  # ServerApp processes started ahead
     worker_user: str | None = None  # own account for them; the coordinator needs root for that
 

@@ -133,7 +133,7 @@ class Coordinator:
             trust=lambda: self.admitted.trust,
             now=lambda: datetime.now(UTC),
             membership=home.membership,
-            rules=Rules(attempts=config.attempts),
+            rules=Rules(config.attempts, config.jobs_at_once),
             announce=self.changes.announce,
             standing=self.admitted.network.standing,
             accept_card=self.admitted.accept_card,

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -125,6 +125,9 @@ class Rules:
     """The site's numbers."""
 
     attempts: int = 3  # of a job whose parties were lost
+    # Running jobs that one organisation takes part in; at most the `workers` of its node. Starting
+    # a job everywhere or nowhere is what keeps two jobs from waiting for each other's parties.
+    jobs_at_once: int = 2
 
 
 class Governance:
@@ -234,9 +237,11 @@ class Governance:
             return _catalogue_entry(row)
 
     def catalogue(self, after: tuple[str, str], limit: int) -> Page[CatalogueEntry]:
-        """Entries after (organisation, dataset), in that order."""
+        """Active members' entries after (organisation, dataset), in that order."""
         key = sa.tuple_(CatalogueRow.org, CatalogueRow.dataset)
-        query = sa.select(CatalogueRow).where(key > after).order_by(*key.clauses).limit(limit + 1)
+        of_members = CatalogueRow.org.in_(sorted(self._active()))
+        query = sa.select(CatalogueRow).where(key > after, of_members)
+        query = query.order_by(*key.clauses).limit(limit + 1)
         with self._store.read() as session:
             rows = list(session.scalars(query))
         items = tuple(_catalogue_entry(row) for row in rows[:limit])
@@ -456,7 +461,9 @@ class Governance:
         with self._store.read() as session:
             states = (JobStatus.SUBMITTED, JobStatus.REVIEWING, JobStatus.APPROVED)
             open_jobs = session.scalars(
-                sa.select(JobRow.job).where(JobRow.status.in_((*states, JobStatus.RUNNING)))
+                sa.select(JobRow.job)
+                .where(JobRow.status.in_((*states, JobStatus.RUNNING)))
+                .order_by(JobRow.number)  # who came first starts first
             ).all()
         for job in open_jobs:
             with self._store.write() as session:
@@ -543,6 +550,10 @@ class Governance:
             text = f"waiting for the node of {', '.join(absent)}"
             changed, row.message = row.message != text, text
             return changed
+        if busy := self._busy(session, manifest):
+            text = f"waiting for {', '.join(busy)}: as many jobs as allowed run there already"
+            changed, row.message = row.message != text, text
+            return changed
         digest = row.manifest_digest
         said = session.scalars(_of_job(ApprovalRow, digest))
         approvals = tuple(Envelope.from_json(item.envelope) for item in said)
@@ -583,6 +594,18 @@ class Governance:
     def _kept(self, row: JobRow) -> Path:
         """Where the state between two rounds of a job is."""
         return self._membership.parent / f"rounds-{row.manifest_digest}"
+
+    def _busy(self, session: Session, manifest: JobManifest) -> list[str]:
+        """Parties that have no room for one more running job."""
+        orgs = _data_parties(manifest)
+        running = (
+            sa.select(JobPartyRow.org, sa.func.count())
+            .join(JobRow, JobRow.number == JobPartyRow.job_number)
+            .where(JobRow.status == JobStatus.RUNNING, JobPartyRow.org.in_(orgs))
+            .group_by(JobPartyRow.org)
+        )
+        most = self._rules.jobs_at_once
+        return sorted(org for org, count in session.execute(running) if count >= most)
 
     def _nodes(self, session: Session, manifest: JobManifest) -> dict[str, int]:
         orgs = _data_parties(manifest)
@@ -652,8 +675,12 @@ class Governance:
             text = f"{', '.join(unproven)}: no run record that verifies"
             self._end(session, row, JobStatus.FAILED, text, unproven[0], is_reported=True)
             return
-        silent = [org for org in parties if org not in states or states[org].state != "succeeded"]
-        self._retry(session, row, f"{self._where(session, row, silent)}: lost", is_reported=True)
+        self._retry(
+            session,
+            row,
+            f"{self._where(session, row, _lost(parties, states))}: lost",
+            is_reported=True,
+        )
 
     def _where(self, session: Session, row: JobRow, orgs: Iterable[str] = ()) -> str:
         """Of the parties, or of all that have not finished: who is at which stage."""
@@ -879,6 +906,19 @@ def _event(row: EventRow) -> Event:
             "progress": row.progress,
         }
     )
+
+
+def _lost(parties: Sequence[str], states: Mapping[str, TrainReply]) -> list[str]:
+    """Who was lost: whom others waited for in vain, else who said nothing or lost its process."""
+    missing = {reply.missing for reply in states.values() if reply.state == "lost"}
+    named = [org for org in parties if org in missing]
+    silent = [
+        org
+        for org in parties
+        if org not in states or (states[org].state == "lost" and states[org].missing is None)
+    ]
+    others = [org for org in parties if org not in states or states[org].state != "succeeded"]
+    return named or silent or others
 
 
 def _last_progress(session: Session, row: JobRow) -> dict[str, ProgressEntry]:

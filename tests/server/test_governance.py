@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from federation.api import JobStatus, ProgressBody, RunReport
+from federation.api import JobStatus, ProgressBody, RunReport, TrainReply
 from federation.audit import Receipt
 from federation.catalogue import CATALOGUE_USAGE, Dataset, Field, FieldType, Level
 from federation.errors import Conflict, IntegrityError, LianmoError, NotFound, Refused, UsageError
@@ -304,6 +304,34 @@ def test_a_failure_names_party_stage_and_reference_and_is_not_repeated(site: Gov
     assert found.status is JobStatus.FAILED
     assert found.message == "tax, stage fit: failed; the reason is in tax's log, reference ab12"
     assert len(site.launched) == 1
+
+
+def test_who_was_waited_for_in_vain_is_the_one_that_is_named(site: Governed) -> None:
+    site.running()
+    replies = {
+        org: TrainReply(state="lost", stage="tokens", missing="tax") for org in ("bank-a", "court")
+    }
+    for _ in range(2):  # the attempts that are allowed here
+        site.governance.report(site.launched[-1].run_id, RunReport(state="ended", replies=replies))
+    said = site.governance.job("bank-a", "sme-card-1")
+    assert said.message.startswith("tax, stage start: lost; given up")
+
+
+def test_a_job_starts_everywhere_or_waits_in_order_and_says_for_whom(site: Governed) -> None:
+    for name in ("one", "two", "three", "four"):
+        site.running(job=name)
+    status = {name: site.governance.job("bank-a", name) for name in ("two", "three", "four")}
+    assert [item.status for item in status.values()] == [
+        JobStatus.RUNNING,
+        JobStatus.APPROVED,
+        JobStatus.APPROVED,
+    ]
+    assert "waiting for bank-a, court, tax" in status["three"].message
+    assert len(site.launched) == 2
+    site.report(**{"bank-a": "failed", "tax": "failed", "court": "failed"})
+    site.governance.tend()
+    assert site.governance.job("bank-a", "three").status is JobStatus.RUNNING
+    assert site.governance.job("bank-a", "four").status is JobStatus.APPROVED
 
 
 def test_a_lost_party_gets_another_attempt_but_not_for_ever(site: Governed) -> None:
