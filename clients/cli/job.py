@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
 
 from clients.cli import replay as replays
@@ -373,7 +374,9 @@ def _home_and_store() -> tuple[Home, Store]:
     from clients.store import Store
 
     home = open_home()
-    return home, Store.open(home.database_url)
+    store = Store.open(home.database_url)
+    click.get_current_context().call_on_close(store.close)
+    return home, store
 
 
 def _reason(code: str) -> RefusalCode:
