@@ -528,8 +528,15 @@ def _engine(url: str) -> Engine:
 
 
 def _private_file(path: Path) -> None:
+    """Make the file, readable by its owner alone; one that is there is not even opened.
+
+    Closing any descriptor of it would drop every lock that SQLite holds on it in this process
+    (POSIX): another process would then take itself for the last one, and remove a journal in use.
+    """
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        return
     except OSError as error:
         what = f"{path} cannot be opened: {error.strerror}"
         raise Unavailable(what, todo="check `database_url` and the rights on the folder") from error

@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +21,8 @@ import pytest
 from numpy.typing import NDArray
 from sqlalchemy import create_engine
 
-from clients import store as module
 import clients.round_book  # noqa: F401 - its tables are part of the model
+from clients import store as module
 from clients.store import Base, Reservation, Store, StoredDataset, StoredRegistry
 from federation.errors import Conflict, NotFound, Unavailable, UsageError
 from protocols import set_oprf
@@ -502,3 +503,23 @@ def test_a_store_of_the_first_release_keeps_what_it_holds(url: str) -> None:
     assert not store.nonces.use("job", "n1", NOW + timedelta(days=1), NOW)
     store.attempts.open(ATTEMPT, APPROVED)
     store.close()
+
+
+def test_opening_a_store_leaves_other_stores_of_the_process_their_locks(tmp_path: Path) -> None:
+    """Else a process that closes its own takes itself for the last one and removes the journal."""
+    url = f"sqlite:///{tmp_path / 'state.db'}"
+    first = Store.open(url)
+    assert first.nonces.use("job", "n1", NOW + timedelta(days=1), NOW)
+    Store.open(url).close()
+    elsewhere = (
+        "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); "
+        "c.execute('SELECT * FROM nonce').fetchall(); c.close()"
+    )
+    file = str(tmp_path / "state.db")
+    subprocess.run([sys.executable, "-c", elsewhere, file], check=True)
+    assert Path(f"{file}-wal").is_file()
+    assert first.nonces.use("job", "n2", NOW + timedelta(days=1), NOW)
+    first.close()
+    with sqlite3.connect(file) as connection:
+        assert connection.execute("SELECT COUNT(*) FROM nonce").fetchone() == (2,)
+    connection.close()
