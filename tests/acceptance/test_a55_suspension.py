@@ -264,6 +264,7 @@ def test_a55_the_coordinator_serves_active_organisations_only(site: NetSite) -> 
     site.hand_out()
     site.governance.tend()
     assert outcome(site, COURT) == {403}
+    assert site.governance.catalogue(("", ""), 10).items == ()  # nor what it offered
     problem = site.ask(COURT, "GET", "/api/v1/jobs").json()
     assert "suspended" in problem["detail"]
     assert problem["party"] == "court"
