@@ -329,7 +329,7 @@ class Provider:
         work.reply_key = _encrypt_key(trust, parcel.sender)
         try:
             content = self._open(parcel)
-            kind = self._service(content).kind
+            kind = self._service(content, work.progress).kind
             self._audit.require_clock(now)
             if self._ready is not None:
                 self._ready(now)
@@ -362,15 +362,16 @@ class Provider:
         except LianmoError as error:
             raise Denied(Check.SEALED, Reason.INTEGRITY, error.what) from None
 
-    def _service(self, content: bytes) -> Service[Any]:
+    def _service(self, content: bytes, progress: Progress) -> Service[Any]:
         """Who serves such a request; what it says of itself is checked by whoever that is."""
         try:
-            name = Ask.from_bytes(content).request.payload_type
+            envelope = Ask.from_bytes(content).request
         except LianmoError as error:
             raise Denied(Check.ENVELOPE, Reason.INTEGRITY, error.what) from None
-        if name not in self._services:
+        progress.digest = hashlib.sha256(envelope.payload).hexdigest()
+        if envelope.payload_type not in self._services:
             raise Denied(Check.ENVELOPE, Reason.INTEGRITY, "another kind of object")
-        return self._services[name]
+        return self._services[envelope.payload_type]
 
     # --- 11 and 12 --------------------------------------------------------------------------------
 
