@@ -33,7 +33,7 @@ from clients.store import Reservation, Store, StoredDataset
 from federation import fab as bundles
 from federation.audit import Action, Check, Result, exposure_scope
 from federation.catalogue import CATALOGUE_USAGE, Dataset, require_usable
-from federation.checks import ApprovedJob, check_job
+from federation.checks import ApprovedJob, check_job, require_keys_kept
 from federation.codes import Codes
 from federation.envelope import Envelope
 from federation.errors import IntegrityError, LianmoError, NotFound, RefusalCode, Refused
@@ -125,6 +125,7 @@ class Gate:
             word = Envelope.from_json(data).unverified(Approval)  # verified before it was kept
             if word.decision is not Decision.APPROVE and word.org in job.manifest.approvers():
                 raise Refused(f"{word.decision} was said to this job", party=word.org)
+        require_keys_kept(job, self._home.trust())
         self._require_members(job.manifest)
 
     def _require_members(self, manifest: JobManifest) -> None:

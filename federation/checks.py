@@ -13,7 +13,7 @@ from datetime import datetime
 from federation.envelope import Envelope
 from federation.errors import IntegrityError, RefusalCode, Refused
 from federation.network import Standing
-from federation.objects import Approval, Decision, JobManifest, JobParty, Usage, utc_time
+from federation.objects import Approval, Decision, JobManifest, JobParty, KeyStatus, Usage, utc_time
 from federation.persons import distinct
 from federation.trust import TrustStore, Verified
 
@@ -27,6 +27,7 @@ class ApprovedJob:
     me: str
     approvals: tuple[Approval, ...]  # verified, in the order of the manifest's approvers
     valid_until: datetime  # of manifest and approvals, whichever ends first
+    keys: tuple[tuple[str, str], ...] = ()  # (organisation, key) of every approval
 
 
 def check_job(
@@ -57,7 +58,17 @@ def check_job(
         own = [approval for approval in given if approval.org == org]
         valid_until += require_approved(job.object.party(org), own, now)
         counted += [approval.object for approval in own]
-    return ApprovedJob(job.object, job.digest, me, tuple(counted), min(valid_until))
+    keys = tuple((approval.org, key) for approval in given for key in approval.key_ids)
+    return ApprovedJob(job.object, job.digest, me, tuple(counted), min(valid_until), keys)
+
+
+def require_keys_kept(job: ApprovedJob, trust: TrustStore) -> None:
+    """Raises Refused if a key that an approval hangs on is on hold or revoked by now."""
+    for org, key_id in job.keys:
+        ended = (KeyStatus.HOLD, KeyStatus.REVOKED)
+        if any(key.key_id == key_id and key.status in ended for key in trust.card(org).keys):
+            what = "a key that approved this job is on hold or revoked"
+            raise Refused(what, party=org, todo="a new manifest has to be approved by all")
 
 
 def check_manifest(

@@ -326,9 +326,12 @@ def test_a24_a_revoked_second_key_leaves_one_person(secret: World) -> None:
         by(secret, job, secret.second),
         approve(CITY, job.digest(), **TIMES),
     ]
-    secret.admit(secret.tax, job, approvals=words)
+    admission = secret.admit(secret.tax, job, approvals=words)
+    secret.tax.gate.require_in_force(admission.job)
     keys.revoke(secret.tax.home, secret.tax.audit, secret.second.key_id, "lost", NOW, offline=True)
     nothing_opens(secret, job, approvals=words, attempt=1)
+    with pytest.raises(Refused, match="on hold or revoked"):  # what runs stops at its next step
+        secret.tax.gate.require_in_force(admission.job)
     held = {key.key_id: key.status for key in secret.tax.home.own().keys}
     assert held[secret.second.key_id] is KeyStatus.REVOKED
 
