@@ -89,10 +89,10 @@ def main() -> int:
             found(city)
             publish(city, tables)
             propose_and_refuse(city)
-            narrow_and_approve(city)
+            agreed = narrow_and_approve(city)
             train(city)
             verified = verify_receipts(city)
-            summary = conclude(city, tables, verified, began)
+            summary = conclude(city, tables, agreed, verified, began)
         except LianmoError as error:
             console.print(f"[red]error:[/red] {escape(str(error))}")
             return error.exit_code
@@ -182,10 +182,13 @@ def propose_and_refuse(city: Sandbox) -> None:
     )
 
 
-def narrow_and_approve(city: Sandbox) -> None:
-    """The bank proposes what was asked for; every owner approves exactly that manifest."""
+def narrow_and_approve(city: Sandbox) -> dict[str, Any]:
+    """The bank proposes what was asked for; every owner approves exactly that manifest.
+
+    Returns who had refused what, for the summary.
+    """
     step(4, "The bank proposes just that; every owner approves exactly this manifest")
-    told = city.run(BANK.org, "job", "status", ASKED)
+    told = city.run(BANK.org, "job", "status", ASKED, "--json")
     for line in told.err.splitlines():
         console.print(f"  [dim]{escape(line)}[/dim]")
     accepted = city.run(BANK.org, "job", "narrow", ASKED, "--accept", "--as", JOB, "--json")
@@ -198,6 +201,7 @@ def narrow_and_approve(city: Sandbox) -> None:
     missing = city.run(BANK.org, "job", "status", JOB, "--json").json()["missing"]
     console.print(f"  [dim]still missing: {', '.join(missing)}[/dim]")
     city.run(TAX.org, "job", "approve", JOB, "--manifest", digest, *second_key())
+    return {"refused": told.json()["refusals"], "met": "this manifest does so: yes" in new}
 
 
 def train(city: Sandbox) -> None:
@@ -233,7 +237,11 @@ def verify_receipts(city: Sandbox) -> bool:
 
 
 def conclude(
-    city: Sandbox, tables: dict[str, Path], receipts_verified: bool, began: float
+    city: Sandbox,
+    tables: dict[str, Path],
+    agreed: dict[str, Any],
+    receipts_verified: bool,
+    began: float,
 ) -> dict[str, Any]:
     """Report, comparison with pooled data, summary."""
     step(7, "Was it worth it?")
@@ -258,6 +266,7 @@ def conclude(
             "seconds": data["seconds"],
             "bytes": data["bytes"],
         },
+        "counter_proposal": agreed,
         "disclosures": data["disclosures"],
         "receipts_verified": receipts_verified,
         "receipts": "uncosigned",  # there are no witnesses yet
