@@ -14,7 +14,7 @@ whom            one auditor: that its own share decrypts, for this job alone
                 a threshold of them: that the seed is the committed one, then every other share
 Not covered     A bank that deals wrong shares is found when they are combined, not before: a check
                 at the start would need auditors online, or shares that prove themselves in public
-                (docs/adr/0010-an-escrow-is-checked-when-it-is-opened.md). That is a finding by itself.
+                (docs/adr/0010). A share that does not fit is a finding by itself.
 """
 
 from __future__ import annotations

@@ -11,13 +11,24 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from federation.channel import Channel, QueueTransport, in_process, run_in_process
 from federation.envelope import Envelope, sign
 from federation.escrow import CardDesk, Escrow, SealedSeed, hand_on, read, recover, take
 from federation.identity import PrivateKey
-from federation.objects import AuditRule, DeclaredDisclosure, JobManifest, RunRecord, Usage
+from federation.objects import (
+    AuditRule,
+    CoverKind,
+    DeclaredDisclosure,
+    JobManifest,
+    RunRecord,
+    Usage,
+)
 from federation.replay import Account, Opened
 from federation.tables import BankData, DepartmentData
+from federation.tasks.checkpoints import MemoryCheckpointBook
+from federation.tasks.cover import CoverRows
 from federation.tasks.local import local_party, local_seeds, run_party
 from federation.tasks.party import Party
 from federation.transcript import MemoryTranscript
@@ -42,6 +53,23 @@ class AuditedJob:
     escrows: dict[str, SealedSeed]
     outcomes: dict[str, str] = field(default_factory=dict)
     error: Exception | None = None  # that the run ended with
+
+    before: dict[str, dict[str, bytes]] = field(default_factory=dict)
+
+    @property
+    def cover(self) -> CoverRows:
+        """Of a job over the bank's customers: every row of the cover is one."""
+        return CoverRows(bytes(32), np.arange(self.manifest.cover.rows, dtype=np.int32))
+
+    def run(self, org: str) -> Any:
+        """The program, with what a node does before it where the cover is not the registry."""
+        party, bank = self.parties[org], self.manifest.bank
+        if self.manifest.cover.kind is not CoverKind.REGISTRY:
+            for peer in self.manifest.departments if org == bank else ():
+                party.channels[peer].send("cover", self.cover)
+            if org != bank:
+                party.channels[bank].receive("cover", CoverRows)
+        return run_party(party, self.data[org])
 
     @property
     def accounts(self) -> dict[str, Account]:
@@ -78,11 +106,19 @@ class AuditedJob:
 
     def opened(self, org: str) -> Opened:
         party = self.parties[org]
-        return Opened(self.seeds[org], self.data[org], pair_seeds=party.pair_seeds)
+        is_named = self.manifest.cover.kind is not CoverKind.REGISTRY
+        return Opened(
+            self.seeds[org],
+            self.data[org],
+            pair_seeds=party.pair_seeds,
+            before=self.before.get(org, {}),
+            cover=self.cover if is_named and org == self.manifest.bank else None,
+        )
 
     def escrow(self, holder: str) -> Escrow:
         now = NOW
-        return read(self.escrows[holder], self.manifest, 0, self.trust, now)
+        attempt = self.parties[holder].attempt
+        return read(self.escrows[holder], self.manifest, attempt, self.trust, now)
 
     def handed(self, auditor: str, to: str) -> Envelope:
         org = self.orgs[auditor]
@@ -112,8 +148,13 @@ def audited(
     auditors: tuple[str, ...] = AUDITORS,
     wrap: Callable[[str, Any], Any] = lambda org, desk: desk,
     is_failing: bool = False,
+    attempt: int = 0,
+    books: Mapping[str, MemoryCheckpointBook] | None = None,
 ) -> AuditedJob:
-    """Run all parties; `wrap` may replace a party's desk. is_failing: keep what there is."""
+    """Run all parties; `wrap` may replace a party's desk. is_failing: keep what there is.
+
+    books: what a later attempt goes on from.
+    """
     manifest = manifest.model_copy(update={"audit": AuditRule(auditors=auditors)})
     names = [manifest.bank, *manifest.departments]
     kinds = {manifest.bank: "bank"} | dict.fromkeys(auditors, "auditor")
@@ -129,14 +170,26 @@ def audited(
         }
         for me in names
     }
-    parties = {name: local_party(name, manifest, seeds, channels[name]) for name in names}
+    parties = {
+        name: local_party(
+            name,
+            manifest,
+            seeds,
+            channels[name],
+            attempt=attempt,
+            checkpoints=(books or {}).get(name),
+        )
+        for name in names
+    }
+    before = {name: dict(book._parts) for name, book in (books or {}).items()}
     for name, party in parties.items():
         run_key = key(orgs[name], Usage.RUN) if name == manifest.bank else None
         keep = partial(escrows.__setitem__, name)
-        party.desk = wrap(name, CardDesk(manifest, 0, trust, lambda: NOW, run_key, keep))
+        party.desk = wrap(name, CardDesk(manifest, attempt, trust, lambda: NOW, run_key, keep))
     data: dict[str, BankData | DepartmentData] = {manifest.bank: bank, **departments}
     job = AuditedJob(manifest, orgs, trust, seeds, data, parties, transcripts, escrows)
-    programs = {name: partial(run_party, parties[name], data[name]) for name in names}
+    job.before = before
+    programs = {name: partial(job.run, name) for name in names}
     if not is_failing:
         run_in_process(programs)
         return job
