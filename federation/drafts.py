@@ -46,7 +46,7 @@ from federation.objects import (
 from federation.persons import persons_for
 from federation.privacy import noise_for
 from federation.tasks import registry as registry_of_tasks
-from federation.tasks import row_keys
+from federation.tasks import row_keys, trees_plan
 
 
 class _Part(BaseModel):
@@ -177,10 +177,22 @@ attempts = 3 # runs at most: one that lost a party is followed by another, and d
 # auditors = ["audit_a", "audit_b", "audit_c"]
 # threshold = 2
 
+"""
+
+SCORECARD = """\
 [scorecard]
 openings = {openings} # rounded partial scores opened for each customer while fitting; 0: none
 evaluation = true # one score in whole points a customer is opened at the end, for the report
 """
+
+TREES = """\
+[trees] # boosted trees; `lianmo job estimate {job}.toml` says what they would cost
+trees = {trees}
+max_depth = {max_depth}
+learning_rate = "{learning_rate}"
+thresholds = {thresholds} # distinct ones of a department's feature; each shows a bit a customer
+hessians = {hessians} # false: half the questions
+{joint}{offers}"""
 
 
 def template(
@@ -193,10 +205,14 @@ def template(
     customers_max: int,
     customers_min: int,
     openings: int = 3,
+    task: str = "scorecard",
 ) -> str:
-    """A `job.toml` with comments that teach."""
+    """A `job.toml` with comments that teach.
+
+    Trees begin with the first settings within the exposure budget; the cheaper ones are named.
+    """
     parts = [f'\n[[department]]\norg = "{org}"\ndataset = "{name}"\n' for org, name in departments]
-    return TEMPLATE.format(
+    whole = TEMPLATE.format(
         job=job,
         bank=bank,
         dataset=dataset,
@@ -204,7 +220,30 @@ def template(
         platform=f'platform = "{platform}"\n' if platform else "",
         customers_max=customers_max,
         customers_min=customers_min,
-        openings=openings,
+    )
+    if task == "trees":
+        return whole + _trees_section(job, customers_min)
+    return whole + SCORECARD.format(openings=openings)
+
+
+def _trees_section(job: str, customers_min: int) -> str:
+    usual = TreesParameters()
+    found = trees_plan.offers(usual, customers_min)
+    taken = found[0].parameters if found else usual
+    lines = [
+        f"# exposure {item.exposure:.4f}, {item.tokens} questions: {item.what}" for item in found
+    ]
+    if not found:
+        lines = [f"# {customers_min:,} customers are too few for any trees within exposure 0.05"]
+    return TREES.format(
+        job=job,
+        trees=taken.trees,
+        max_depth=taken.max_depth,
+        learning_rate=taken.learning_rate,
+        thresholds=taken.thresholds,
+        hessians=str(taken.hessians).lower(),
+        joint=f"joint_trees = {taken.joint_trees}\n" if taken.joint_trees else "",
+        offers="".join(f"{line}\n" for line in ["# Within a department's budget:", *lines]),
     )
 
 

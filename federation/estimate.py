@@ -123,6 +123,8 @@ def estimate(
     """
     if manifest.task not in TASKS:
         raise UsageError(f"there is no estimate for a {manifest.task} job yet")
+    if len(manifest.of_role(Role.BANK)) > 1:
+        raise UsageError("there is no estimate for a job of several banks yet")
     known = {
         org: tuple((bins or {}).get(org) or usual_bins(manifest, org))
         for org in manifest.departments

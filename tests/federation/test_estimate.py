@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from clients.calibration import Shape, made_up
+from federation import drafts
 from federation.channel import Traffic
 from federation.errors import UsageError
 from federation.estimate import Speeds, estimate, usual_bins, work_of
@@ -107,3 +108,28 @@ def test_a_task_without_an_estimate_is_refused_by_name() -> None:
     manifest = manifest_of(Shape(1_200, 900, 3, (3,)))
     with pytest.raises(UsageError, match="no estimate for a neural job"):
         estimate(manifest.model_copy(update={"task": "neural"}))
+
+
+def test_a_draft_of_trees_names_what_is_within_the_budget_and_begins_with_the_best() -> None:
+    def drafted(customers_min: int) -> tuple[drafts.JobDraft, str]:
+        text = drafts.template(
+            "a-job",
+            bank="bank",
+            dataset="loans",
+            departments=[("tax", "paid")],
+            platform=None,
+            customers_max=100_000,
+            customers_min=customers_min,
+            task="trees",
+        )
+        return drafts.parse(text), text
+
+    many, text = drafted(50_000)
+    assert many.trees == TreesParameters()
+    assert "# exposure 0.0192, 961 questions: as it is" in text
+    fewer, _ = drafted(12_000)
+    assert fewer.trees is not None
+    assert not fewer.trees.hessians
+    few, text = drafted(100)
+    assert "100 customers are too few" in text
+    assert few.trees == TreesParameters()
