@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help dev lint format test bench demo warm clean
+.PHONY: help dev lint format test faults bench demo warm clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,11 @@ demo: $(READY)  ## a city's bank and three departments train a shared credit mod
 
 test: $(READY)  ## all tests
 	@$(BIN)/python -m pytest -q
+
+FAULTS ?= 500
+SEED ?= 1
+faults: $(READY)  ## rounds of one job and one fault each: make faults FAULTS=500 SEED=1
+	@$(BIN)/python -m tests.faults --rounds $(FAULTS) --seed $(SEED)
 
 lint: $(READY)  ## format, lint and types
 	@$(BIN)/ruff format --check .

@@ -7,8 +7,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
+from tests.faults import in_process
 from tests.faults.campaign import Campaign, Round
 from tests.faults.world import World
 
@@ -18,6 +20,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1, help="of the first round; then one more")
+    parser.add_argument("--in-process", type=int, default=0, help="rounds in one process, after")
     given = parser.parse_args()
     began = time.monotonic()
 
@@ -26,17 +29,9 @@ def main() -> int:
         sys.stdout.flush()
 
     rounds: list[Round] = []
-    with tempfile.TemporaryDirectory(prefix="lianmo-faults-") as name, World(Path(name)) as world:
-        campaign = Campaign(world, say)
-        quiet = campaign.calibrate()
-        say(f"undisturbed: {quiet.status}, {quiet.seconds:.1f} s, AUC {campaign.usual_auc:.4f}")
-        for text in quiet.problems:
-            say(f"    PROBLEM: {text}")
-        for seed in range(given.seed, given.seed + given.rounds):
-            found = campaign.run(seed)
-            rounds.append(found)
-            if found.problems:
-                say(f"    again: make faults FAULTS=1 SEED={seed}")
+    if given.rounds:
+        rounds = _with_processes(given.seed, given.rounds, say)
+    bad = _in_process(given.seed, given.in_process, say)
     wrong = [item for item in rounds if item.problems]
     ends = Counter(item.status for item in rounds)
     say(
@@ -46,7 +41,35 @@ def main() -> int:
         + f"; {len(wrong)} with a problem"
         + (f": seeds {', '.join(str(item.plan.seed) for item in wrong)}" if wrong else "")
     )
-    return 1 if wrong or quiet.problems else 0
+    return 1 if wrong or bad else 0
+
+
+def _with_processes(seed: int, count: int, say: Callable[[str], None]) -> list[Round]:
+    """Two quiet jobs, whose problems count as well, then the rounds."""
+    with tempfile.TemporaryDirectory(prefix="lianmo-faults-") as name, World(Path(name)) as world:
+        campaign = Campaign(world, say)
+        quiet = campaign.calibrate()
+        say(f"undisturbed: {quiet}")
+        rounds = [quiet]
+        for number in range(seed, seed + count):
+            rounds.append(campaign.run(number))
+            if rounds[-1].problems:
+                say(f"    again: make faults FAULTS=1 SEED={number}")
+    return rounds
+
+
+def _in_process(seed: int, count: int, say: Callable[[str], None]) -> int:
+    """Rounds without processes; how many were wrong."""
+    bad = 0
+    for number in range(seed, seed + count):
+        line, problems = in_process.run(number)
+        say("\n".join([line, *(f"    PROBLEM: {text}" for text in problems)]))
+        if problems:
+            bad += 1
+            say(f"    again: python -m tests.faults --rounds 0 --in-process 1 --seed {number}")
+    if count:
+        say(f"{count} rounds in process, seeds {seed} to {seed + count - 1}: {bad} with a problem")
+    return bad
 
 
 if __name__ == "__main__":

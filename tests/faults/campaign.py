@@ -38,8 +38,9 @@ from tests.faults.world import KINDS, WALL_TIME_S, World, is_reachable
 
 BOUND_S = WALL_TIME_S + 30.0  # after this a round counts as hung
 DOWN_S = 1.0  # between a kill and the start, at least
-# Between two undisturbed runs: each attempt draws the rounding of residuals and scores anew.
-AUC_TOLERANCE = 0.01
+# Between two jobs, disturbed or not: each draws its hold-out of 30 % and its roundings anew. (That
+# one job's attempts all lead to the same model, byte for byte: tests/faults/in_process.py.)
+AUC_TOLERANCE = 0.03
 ROUNDING = len(DEPARTMENTS)  # points: each department rounds its own sum of points once
 
 
@@ -53,6 +54,7 @@ class Round:
     attempts: int = 0
     seconds: float = 0.0
     stage: str = ""  # where the parties were when it struck
+    auc: float = 0.0
     hit: bool = True
     ended_by_itself: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -60,6 +62,7 @@ class Round:
     def __str__(self) -> str:
         what = f"{self.plan} [{self.stage or 'no stage'}{'' if self.hit else ', nobody hit'}]"
         end = f"{self.status}, {self.attempts} attempts, {self.seconds:.1f} s"
+        end += f", AUC {self.auc:.4f}" if self.auc else ""
         lines = [f"seed {self.plan.seed}: {what}: {end}"]
         lines += [f"    message: {self.message}"] if self.message else []
         lines += [f"    {org} ended by itself: {why}" for org, why in self.ended_by_itself.items()]
@@ -214,7 +217,7 @@ class Campaign:
 
     def _check(self, found: Round, job: str, detail: JobDetail, manifest: str) -> None:
         checks: list[Callable[[], list[str]]] = [
-            lambda: self._model(job, detail),
+            lambda: self._model(found, job, detail),
             lambda: self._message(detail),
             self._logs,
             lambda: self._receipts(job, detail),
@@ -228,7 +231,7 @@ class Campaign:
             except (AssertionError, LianmoError, sqlite3.Error) as error:
                 found.problems.append(f"{type(error).__name__}: {error}")
 
-    def _model(self, job: str, detail: JobDetail) -> list[str]:
+    def _model(self, found: Round, job: str, detail: JobDetail) -> list[str]:
         """Right, or none."""
         path = self.world.home(BANK).models / f"{job}.json"
         is_there = path.is_file()
@@ -241,8 +244,9 @@ class Campaign:
         opened = self._scores(job)
         if np.abs(exact - opened).max() > ROUNDING:
             problems.append("the opened scores are not those of the model")
-        if self.usual_auc and (auc := self._auc(job)) < self.usual_auc - AUC_TOLERANCE:
-            problems.append(f"the model separates worse: AUC {auc:.4f}, usual {self.usual_auc:.4f}")
+        found.auc = self._auc(job)
+        if found.auc < self.usual_auc - AUC_TOLERANCE:
+            problems.append(f"the model separates worse than AUC {self.usual_auc:.4f}")
         if detail.status is JobStatus.SUCCEEDED:
             problems += [
                 f"{org} has no part of the model"
