@@ -1,6 +1,8 @@
 """All benchmarks in one run: `make bench`. A table on the terminal, a list in out/bench.json.
 
 python -m benchmarks [NAME ...]      NAME: a module of this folder
+
+`growth` and `large` take minutes and run by name only.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ALL = ("linear_query", "row_keys", "scorecard", "trees", "secagg", "relay")
+ALL = ("linear_query", "row_keys", "scorecard", "trees", "secagg", "relay", "peers")
 OUT = Path("out/bench.json")
 
 

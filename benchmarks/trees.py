@@ -68,6 +68,14 @@ class Setting:
     thresholds: int = 126
     joint_trees: int | None = None
     repeat: int = 1
+    bins: int = 32
+    departments: int = 1  # who share the department's features
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the departments."""
+        more = range(1, self.departments)
+        return (DEPARTMENT, *(f"{DEPARTMENT}{i}" for i in more))
 
     @property
     def parameters(self) -> TreesParameters:
@@ -78,6 +86,7 @@ class Setting:
             hessians=self.hessians,
             thresholds=self.thresholds,
             joint_trees=self.joint_trees,
+            max_bins=self.bins,
             hold_out="0.0",
         )
 
@@ -114,7 +123,11 @@ def measure(setting: Setting) -> Measured:
     own, theirs = names[: setting.bank_features], names[setting.bank_features :]
     columns = {name: everybody[:, i] for i, name in enumerate(names)}
     bank = BankData(cover, at, codes[at], [NumberColumn(n, columns[n][at]) for n in own], bad)
-    departments = {DEPARTMENT: DepartmentData([NumberColumn(n, columns[n]) for n in theirs], codes)}
+    owner = {n: setting.names[i % setting.departments] for i, n in enumerate(theirs)}
+    departments = {
+        org: DepartmentData([NumberColumn(n, columns[n]) for n in theirs if owner[n] == org], codes)
+        for org in setting.names
+    }
     manifest = local_trees_manifest(bank, departments, setting.parameters)
     plan = boosting.plan_of(manifest)
     warm()
@@ -146,10 +159,7 @@ def measure(setting: Setting) -> Measured:
                 executor=pool,
             )
         )
-    new = {
-        (BANK if n in own else DEPARTMENT, n): NumberColumn(n, x_new[:, i])
-        for i, n in enumerate(names)
-    }
+    new = {(owner.get(n, BANK), n): NumberColumn(n, x_new[:, i]) for i, n in enumerate(names)}
     joint, alone = run.result.model, run.result.alone
     reference, seconds, _, predicted = min(references, key=lambda item: item[1])
     pairs = zip(runs, references, strict=True)
@@ -226,7 +236,7 @@ def plain(
         model = HistGradientBoostingClassifier(
             max_iter=setting.trees,
             max_depth=setting.depth,
-            max_bins=32,
+            max_bins=setting.bins,
             learning_rate=rate,
             l2_regularization=l2,
             max_leaf_nodes=None,
@@ -236,7 +246,7 @@ def plain(
     settings = {
         "objective": "binary:logistic",
         "tree_method": "hist",
-        "max_bin": 32,
+        "max_bin": setting.bins,
         "max_depth": setting.depth,
         "eta": rate,
         "lambda": l2,
