@@ -102,7 +102,9 @@ def draw(
     said = made.unverified(replay.AuditDraw)
     result = {"draw": out, "total": said.total, "drawn": len(said.drawn)}
     emit(result, as_json, f"{out}: {len(said.drawn)} of {said.total} queries of the bank")
-    say(f"next: {of} runs `lianmo job bundle {given[0].manifest.job} --draw {out} --to {home.org}`")
+    say(
+        f"next: {of} runs `lianmo job bundle {given[0].manifest.job} --draw {out} --to {home.org} --out FILE`"
+    )
 
 
 def replay_job(
