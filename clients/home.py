@@ -65,6 +65,8 @@ class Config(BaseModel):
     max_frame_bytes: PositiveInt = 256 * 2**20  # of one message between parties, either way
     max_response_bytes: PositiveInt = 16 * 2**20  # of anything that the coordinator sends
     workers: Annotated[int, Field(ge=1, le=256)] = 2  # jobs at once
+    audit_window_days: Annotated[int, Field(ge=1, le=3650)] = 180  # seeds, transcripts, answers
+    log_years: Annotated[int, Field(ge=1, le=50)] = 5  # records, receipts, logs
     threads: Annotated[int, Field(ge=0, le=256)] = 0  # of heavy local work; 0: one a core
     dask_scheduler: Scheduler | None = None  # of this party's cluster, for what outgrows a machine
     coordinator: dict[str, Any] = {}  # of the platform's home; `server/config.py` reads it

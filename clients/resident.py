@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from clients import kernels, live, network
+from clients import kernels, live, network, retention
 from clients.audit import AuditLog
 from clients.clock import ClockWatch
 from clients.coordinator_client import CoordinatorClient, platform_of
@@ -92,6 +92,7 @@ def serve(
         audit.require_clock(_now())
         clock = ClockWatch()
         _on_signals(stopped.set)
+        retention.daily(retention.Retention(home, store, audit), _now, stopped)
         node_id = _register(home, audit, client, clock, stopped)
         if node_id is None:
             return

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ from protocols.books import BatchId, StoredAnswer, TokenId
 from protocols.errors import ProtocolError
 from protocols.row_key_books import REFUSALS_MAX, Attempt, StoredReply
 
-HEAD = "0005"  # the newest migration; a test holds it to the scripts
+HEAD = "0006"  # the newest migration; a test holds it to the scripts
 BUSY_TIMEOUT_S = 30  # how long a command waits for another one's transaction
 
 # --- model ----------------------------------------------------------------------------------------
@@ -197,6 +197,7 @@ class ReplyRow(AttemptKey, Base):
     hello: Mapped[bytes] = mapped_column(LargeBinary)
     customers: Mapped[bytes] = mapped_column(LargeBinary)  # digest of the list
     payload: Mapped[bytes] = mapped_column(LargeBinary)
+    made: Mapped[str | None] = mapped_column(String(32))  # erased with the audit window
 
 
 class AttemptRow(AttemptKey, Base):
@@ -1068,7 +1069,8 @@ class SqlReplyBook:
         with self._store.writing(ReplyRow) as session:
             row = session.get(ReplyRow, key)
             if row is None:
-                session.add(ReplyRow(**key, **_values(reply)))
+                made = utc_text(datetime.now(UTC))
+                session.add(ReplyRow(**key, **_values(reply), made=made))
             elif StoredReply(row.hello, row.customers, row.payload) != reply:
                 raise ProtocolError("the attempt was answered otherwise")
 

@@ -74,6 +74,7 @@ class Action(StrEnum):
     ATTEMPT_CLOSED = "attempt-closed"  # with the tokens that it really spent
     RUN_RECORDED = "run-recorded"
     SALT_ERASED = "salt-erased"
+    ERASED = "erased"  # with the end of its time; `amount` files and rows (clients/retention.py)
     AUDIT_OPENED = "audit-opened"  # a run's data, once more, for the auditor who is the subject
     AUDIT_HANDED = "audit-handed"  # a bundle for the auditor who is the subject; `amount` frames
     ASKED = "asked"  # on one enterprise, under its grant: the intent before a value is read

@@ -146,6 +146,29 @@ def erase_salt(
         say("backups of the database still have them: they are yours to delete")
 
 
+@app.command("retention")
+def retention_(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show it, erase nothing.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Erase what is past its time (the node does it daily), or show what would be."""
+    from clients.retention import Retention
+
+    with _opened() as (log, store):
+        retention = Retention(open_home(), store, log)
+        now = datetime.now(UTC)
+        found = retention.due(now) if dry_run else retention.erase(now)
+    plain = [{"job": item.job, "what": item.what, "amount": item.amount} for item in found]
+
+    def human() -> str:
+        if not found:
+            return "nothing is past its time"
+        rows = [(item.job, item.what, str(item.amount)) for item in found]
+        return table(["job", "would be erased" if dry_run else "erased", "files, rows"], rows)
+
+    emit(plain, as_json, human)
+
+
 app.command("share")(replays.share)
 app.command("draw")(replays.draw)
 app.command("statement")(replays.statement)
