@@ -153,6 +153,7 @@ class Line:
                 except TimeoutError:
                     what = f"did not open the channel within {self._config.start_timeout_s:.0f} s"
                     raise self._lost(what) from None
+                self._require_open()  # closed while the peer was still awaited
                 self._raise_failure()
 
     def _send_piece(self, piece: bytes | memoryview) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ import pytest
 
 from clients.relay_line import Line
 from clients.tls_session import PeerCertificate, TlsSession
-from federation.errors import IntegrityError, PartyLost
+from federation.errors import IntegrityError, PartyLost, Unavailable
 from federation.relay_frame import WINDOW, Address, Frame, Kind, Report
 from tests.relay_parties import (
     JOB,
@@ -82,6 +83,26 @@ def test_a_relay_that_replays_old_frames_is_survived() -> None:
 
     with memory_relay(replaying) as relay:
         transfer(relay.line("bank", "tax"), relay.line("tax", "bank"), 40, 10_000)
+
+
+def test_a_relay_that_delivers_nothing_holds_no_program_that_was_stopped() -> None:
+    """A peer that never came: a withdrawal has to wake who waits to open the channel to it."""
+
+    def silent(sender: str, frame: Frame) -> Iterable[Frame]:
+        return []
+
+    with memory_relay(silent) as relay:
+        bank = relay.line("bank", "tax")
+
+        def program() -> None:
+            with pytest.raises(Unavailable, match="this end of the channel is closed"):
+                bank.send(b"a question")
+
+        began = time.monotonic()
+        with in_background(program):
+            time.sleep(0.2)
+            bank.close()
+        assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
