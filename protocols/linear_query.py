@@ -581,7 +581,7 @@ class Bank:
                 continue
             self._next = (at[0], at[1] + 1)
             ahead.append((token, self._executor.submit(self._made, *at, v)))
-            if len(ahead) > _AHEAD:
+            if len(ahead) > min(_AHEAD, _AHEAD_ROWS // self.rows):
                 yield self._spend(*ahead.popleft())
         while ahead:
             yield self._spend(*ahead.popleft())
@@ -732,7 +732,7 @@ class Bank:
 
 
 _ROWS_A_TURN = 1 << 15  # rows of an answer that one thread sums at a time, at least
-_AHEAD = 3  # queries that are encrypted before they are wanted: rows x 22 bytes each
+_AHEAD, _AHEAD_ROWS = 3, 1 << 20  # queries made before they are wanted; together 32 bytes a row
 _ALL_SPENT = "no token left: the job has to ask for more, and their exposure counts"
 _FOREIGN = "the message belongs to another job, attempt, querier, matrix or parameter set"
 

@@ -75,9 +75,10 @@ def _aes_ecb(key: bytes, blocks: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _hash_rows(rows: NDArray[np.uint8], prefix: bytes) -> NDArray[np.uint8]:
     if rows.ndim != 2 or rows.shape[1] != ROW_KEY_BYTES or rows.dtype != np.uint8:
         raise ValueError(f"row keys have shape (rows, {ROW_KEY_BYTES}) and dtype uint8")
-    start, raw, out = hashlib.sha256(prefix), rows.tobytes(), []
+    start, raw = hashlib.sha256(prefix), rows.tobytes()
+    out = bytearray(len(raw))  # a list of a million digests would take four times as much
     for at in range(0, len(raw), ROW_KEY_BYTES):
         row = start.copy()
         row.update(raw[at : at + ROW_KEY_BYTES])
-        out.append(row.digest()[:ROW_KEY_BYTES])
-    return np.frombuffer(b"".join(out), np.uint8).reshape(-1, ROW_KEY_BYTES)
+        out[at : at + ROW_KEY_BYTES] = row.digest()[:ROW_KEY_BYTES]
+    return np.frombuffer(out, np.uint8).reshape(-1, ROW_KEY_BYTES)
