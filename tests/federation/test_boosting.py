@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 from sklearn.metrics import roc_auc_score
 
@@ -67,6 +69,34 @@ def test_so_they_are_in_every_mode(parameters: dict[str, object]) -> None:
     pooled = world.pooled(run.result, **parameters)
     np.testing.assert_array_equal(pooled.margins, run.result.margins)
     assert run.result.tokens <= world.manifest(**parameters).limits.tokens
+
+
+@settings(deadline=None, max_examples=8)
+@given(
+    rows=st.integers(400, 2500),
+    share=st.floats(0.3, 1.0),
+    departments=st.integers(1, 2),
+    max_bins=st.integers(2, 40),
+    min_cohort=st.integers(10, 40),
+    max_depth=st.integers(1, 4),
+    seed=st.integers(0, 1 << 30),
+)
+def test_so_they_are_over_any_cover_customers_bins_and_seed(
+    rows: int,
+    share: float,
+    departments: int,
+    max_bins: int,
+    min_cohort: int,
+    max_depth: int,
+    seed: int,
+) -> None:
+    customers = max(300, round(share * rows))
+    seeds = {"seed": seed, "labels_seed": seed + 1, "customers_seed": seed + 2}
+    world = make_trees_world(rows, min(customers, rows), departments=departments, **seeds)
+    parameters = {"max_bins": max_bins, "min_cohort": min_cohort, "max_depth": max_depth}
+    run = world.run(seed=seed, trees=1, **parameters)
+    pooled = world.pooled(run.result, seed=seed, trees=1, **parameters)
+    np.testing.assert_array_equal(pooled.margins, run.result.margins)
 
 
 def test_joint_trees_beat_the_banks_own() -> None:
