@@ -2,12 +2,14 @@
 
     escrow.json, escrow.rows   the bank's sealed seed and list, at every party
     before/PART.state          what the attempt took up from an earlier one, for its replay
+    committed.json             what all parties committed to, for the record; of every job
 
-Without auditors nothing of this is written, and nobody can open the bank's queries afterwards.
+Without auditors the first two are not written, and nobody can open the bank's queries afterwards.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -15,10 +17,11 @@ from pathlib import Path
 from clients.home import Home
 from federation import keyring
 from federation.escrow import CardDesk, Desk, SealedSeed
-from federation.objects import JobManifest, Usage
+from federation.objects import Committed, JobManifest, Usage
 from federation.tasks.checkpoints import CheckpointBook
 
 ESCROW, ROWS, BEFORE = "escrow.json", "escrow.rows", "before"
+COMMITTED = "committed.json"
 
 
 def desk(
@@ -42,6 +45,30 @@ def kept_escrow(folder: Path) -> SealedSeed | None:
     if not (folder / ESCROW).is_file() or not (folder / ROWS).is_file():
         return None
     return SealedSeed((folder / ESCROW).read_bytes(), (folder / ROWS).read_bytes())
+
+
+class CommittedLog(list[Committed]):
+    """What was committed to, on disk before the attempt goes on: a crash must not lose it."""
+
+    def __init__(self, attempt: Path) -> None:
+        super().__init__()
+        self._path = attempt / COMMITTED
+
+    def append(self, item: Committed) -> None:
+        """One more; raises NotKept."""
+        super().append(item)
+        lines = [one.model_dump(mode="json") for one in self]
+        keyring.write(self._path, json.dumps(lines).encode(), keyring.SECRET_MODE)
+
+
+def kept_commitments(attempt: Path) -> tuple[Committed, ...]:
+    """Those of an attempt, whatever became of it."""
+    try:
+        return tuple(
+            Committed.model_validate(one) for one in json.loads((attempt / COMMITTED).read_bytes())
+        )
+    except (OSError, ValueError):
+        return ()
 
 
 class CopiedCheckpoints:

@@ -37,6 +37,8 @@ from federation.checks import ApprovedJob, check_job, require_keys_kept
 from federation.codes import Codes
 from federation.envelope import Envelope
 from federation.errors import IntegrityError, LianmoError, NotFound, RefusalCode, Refused
+from federation.escrow import encrypt_key
+from federation.network import Standing
 from federation.objects import (
     Approval,
     CoverKind,
@@ -248,6 +250,7 @@ class Gate:
             standing=self._home.standing(),
         )
         self._require_members(job.manifest)
+        require_auditors(job.manifest, self._home.standing(), now)
         require_attempt(job.manifest, attempt)
         at.check = Check.BUNDLE
         bundles.require_same(job.manifest, fab, dict(run_config))
@@ -349,8 +352,13 @@ class Gate:
             customers_min=manifest.limits.customers_min,
             salt=secrets.token_bytes(32),
         )
+        if party.role is Role.DEPARTMENT:
+            from federation.tasks.conditions import require_hidden  # tasks take their time to load
+
+            before = self._store.exposure.tokens(wanted.bank, wanted.dataset)
+            require_hidden(manifest, party.org, before)
         entered = self._store.exposure.reserve(wanted, most, now)
-        total = self._store.exposure.tokens(wanted.bank, wanted.dataset)
+        total = self._store.exposure.weighed(wanted.bank, wanted.dataset, wanted.customers_min)
         if entered is None:
             text = f"{total} tokens before, {wanted.tokens} declared, at most {most}"
             raise Refused(f"exposure: {text}", code=RefusalCode.INSUFFICIENT_BUDGET)
@@ -435,6 +443,19 @@ class Gate:
 
 
 # --- checks that need no data ---------------------------------------------------------------------
+
+
+def require_auditors(manifest: JobManifest, standing: Standing, now: datetime) -> None:
+    """Whoever is to open the bank's queries is an auditor, takes part now, and has a key for it.
+
+    A bank could name friends otherwise, or keys that nobody has.
+    """
+    for org in manifest.audit.auditors:
+        standing.require_active(org, now)
+        card = standing.trust.card(org)
+        if card.org_kind is not OrgKind.AUDITOR:
+            raise Refused(f"is named as an auditor, and is a {card.org_kind}", party=org)
+        encrypt_key(standing.trust, org)
 
 
 def require_attempt(manifest: JobManifest, attempt: int) -> None:

@@ -326,6 +326,7 @@ class Runner:
             run_config_sha256=fabs.run_config_sha256(manifest),
             snapshot=begun.snapshot,
             commitments=(_seed_commitment((folder.path / SEED).read_bytes()),),
+            committed=audited.kept_commitments(folder.path),
             transcript=StoredTranscript.of(folder.path).signed(),  # may lack the very last frame
             disclosures=_lines(entries),
             tokens=queries(self._home.org, manifest.bank, entries),
@@ -599,6 +600,7 @@ class _Job:
             first_master=self._first_seed,
             membership=membership(self._home, self.manifest, books.rounds, now),
             checkpoints=self._checkpoints(),
+            committed=audited.CommittedLog(self.folder.path),
             desk=audited.desk(self._home, self.manifest, self.number, now, self.folder.path),
             report=report,
             check=check,

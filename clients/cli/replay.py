@@ -102,9 +102,8 @@ def draw(
     said = made.unverified(replay.AuditDraw)
     result = {"draw": out, "total": said.total, "drawn": len(said.drawn)}
     emit(result, as_json, f"{out}: {len(said.drawn)} of {said.total} queries of the bank")
-    say(
-        f"next: {of} runs `lianmo job bundle {given[0].manifest.job} --draw {out} --to {home.org} --out FILE`"
-    )
+    extra = f"--draw {out} --to {home.org} --out FILE"
+    say(f"next: {of} runs `lianmo job bundle {given[0].manifest.job} {extra}`")
 
 
 def replay_job(

@@ -30,9 +30,10 @@ from federation.catalogue import Dataset
 from federation.channel import in_process, run_in_process
 from federation.codes import code_for_row
 from federation.envelope import Envelope, sign
-from federation.errors import IntegrityError, LianmoError, RefusalCode, Refused
+from federation.errors import IntegrityError, LianmoError, NotFound, RefusalCode, Refused
 from federation.ledger import Ledger
 from federation.objects import (
+    AuditRule,
     CoverKind,
     CoverRule,
     Decision,
@@ -41,6 +42,7 @@ from federation.objects import (
     Limits,
     Purpose,
     Role,
+    RunRecord,
     ScorecardParameters,
     Usage,
     utc_text,
@@ -618,6 +620,65 @@ def test_an_entry_that_was_put_into_the_database_unsigned_is_not_believed(
 def test_another_registry_is_refused(world: World, caplog: pytest.LogCaptureFixture) -> None:
     registries.add(world.tax.home, world.tax.store, Registry(CODES[1:], NOW.date(), "济宁市"), NOW)
     refused(world, caplog, RefusalCode.UNFULFILLABLE, "registry snapshot")
+
+
+def test_only_an_auditor_that_is_trusted_here_is_taken_for_one(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    def audited(*auditors: str) -> JobManifest:
+        return world.manifest(audit=AuditRule(auditors=auditors))
+
+    first, second = (make_org(f"audit-{x}", "auditor", now=NOW - timedelta(days=1)) for x in "ab")
+    for home in (world.tax.home, world.bank.home):
+        home.trust_card(first.envelope)
+    refused(world, caplog, RefusalCode.UNFULFILLABLE, "audit-b", job=audited(first.id, second.id))
+    court = make_org("court", "department", now=NOW - timedelta(days=1))
+    world.tax.home.trust_card(court.envelope)  # trusted, and no auditor
+    refused(world, caplog, RefusalCode.SPEC_INVALID, "court", job=audited(first.id, court.id))
+    for home in (world.tax.home, world.bank.home):
+        home.trust_card(second.envelope)
+    assert world.admit(world.tax, audited(first.id, second.id), attempt=1).attempt == 1
+
+
+def test_a_run_is_opened_again_for_its_auditor_and_only_as_it_was(world: World) -> None:
+    """The data of the run, once more, entered before they are read; never other data."""
+    admission = world.admit(world.tax, attempt=1)
+    given = admission.department_data()
+    record = RunRecord(
+        job=world.job.job,
+        manifest=world.job.digest(),
+        org="tax",
+        attempt=1,
+        package_sha256="0" * 64,
+        fab_sha256="0" * 64,
+        run_config_sha256="0" * 64,
+        snapshot=admission.snapshot_digest,
+        commitments=(),
+        transcript=(),
+        disclosures=(),
+        tokens=0,
+        output=None,
+        outcome="succeeded",
+        stage="finish",
+        started=utc_text(NOW),
+        ended=utc_text(NOW),
+    )
+    signed = world.signed(world.job).to_json()
+    world.tax.store.jobs.put(world.job.digest(), world.job.job, signed, NOW)
+    before = world.tax.store.exposure.tokens("bank_a", "payments")
+    again = world.tax.gate.reopen(record, "audit-a").department_data()
+    for old, new in zip(given.columns, again.columns, strict=True):
+        np.testing.assert_array_equal(
+            *(getattr(c, "values", getattr(c, "codes", None)) for c in (old, new))
+        )
+    assert world.tax.audit.entries()[-1].action is Action.AUDIT_OPENED
+    assert world.tax.store.exposure.tokens("bank_a", "payments") == before
+    other = record.model_copy(update={"snapshot": "ab" * 32})
+    with pytest.raises(NotFound, match="changed since the run"):
+        world.tax.gate.reopen(other, "audit-a")
+    never = record.model_copy(update={"attempt": 2})
+    with pytest.raises(NotFound, match="given nothing in that attempt"):
+        world.tax.gate.reopen(never, "audit-a")
 
 
 def test_a_snapshot_changed_on_disk_is_refused(
