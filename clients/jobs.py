@@ -252,7 +252,8 @@ def review_job(
     own = {party.org: party for party in manifest.parties}.get(home.org)
     before = 0
     if own is not None and own.dataset is not None:
-        before = Exposure(store).tokens(manifest.bank, own.dataset)
+        low = manifest.limits.customers_min
+        before = Exposure(store).weighed(manifest.bank, own.dataset, low)
     return review(
         manifest,
         catalogue(home, client, now),

@@ -11,6 +11,7 @@ at their head. Times are RFC 3339 text in UTC, as in signed objects.
 
 from __future__ import annotations
 
+import math
 import os
 import sqlite3
 import threading
@@ -18,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,14 @@ from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from federation.errors import Conflict, IntegrityError, NotFound, Unavailable, UsageError
+from federation.errors import (
+    Conflict,
+    IntegrityError,
+    NotFound,
+    NotKept,
+    Unavailable,
+    UsageError,
+)
 from federation.objects import utc_text
 from protocols.books import BatchId, StoredAnswer, TokenId
 from protocols.errors import ProtocolError
@@ -481,7 +490,8 @@ def _told(what: str) -> Iterator[None]:
         yield
     except OperationalError as error:
         todo = "see that its disk has room and that it runs; `lianmo doctor` says more"
-        raise Unavailable(f"the database cannot be {what}", todo=todo) from error
+        kind = NotKept if what == "written" else Unavailable
+        raise kind(f"the database cannot be {what}", todo=todo) from error
     except DatabaseError as error:
         if type(error) is not DatabaseError:
             raise  # a constraint, a wrong statement: our bug
@@ -887,9 +897,16 @@ class Exposure:
         with self._store.reading() as session:
             return _tokens(session, bank, dataset)
 
+    def weighed(self, bank: str, dataset: str, customers_min: int) -> int:
+        """The same, as tokens of a job with `customers_min` customers, rounded up."""
+        with self._store.reading() as session:
+            return math.ceil(_weighed(session, bank, dataset, customers_min))
+
     def reserve(self, wanted: Reservation, most: int, now: datetime) -> Reservation | None:
         """Enter the attempt if all tokens of (bank, dataset) stay at most `most`, else None.
 
+        Each counts over the customers of its own job: 100 tokens on 2,000 customers show as much as
+        1,000 on 20,000, and a bank's newest claim does not make its earlier questions smaller.
         The same attempt again (a resume) gets its first entry back and is not counted twice.
         Raises Conflict for one that is over: its masks and tokens are used, whatever became of the
         files that say so.
@@ -908,7 +925,8 @@ class Exposure:
                     row.customers_min,
                     row.salt,
                 )
-            if _tokens(session, wanted.bank, wanted.dataset) + wanted.tokens > most:
+            before = _weighed(session, wanted.bank, wanted.dataset, wanted.customers_min)
+            if before + wanted.tokens > most:
                 return None
             session.add(ExposureRow(**_values(wanted), opened=utc_text(now)))
             return wanted
@@ -945,6 +963,13 @@ class Exposure:
                 Spending(r.manifest, r.attempt, r.bank, r.dataset, r.tokens, r.closed is not None)
                 for r in rows
             )
+
+
+def _weighed(session: Session, bank: str, dataset: str, customers_min: int) -> Fraction:
+    mine = (ExposureRow.bank == bank, ExposureRow.dataset == dataset)
+    query = select(ExposureRow.customers_min, func.sum(ExposureRow.tokens)).where(*mine)
+    rows = session.execute(query.group_by(ExposureRow.customers_min)).all()
+    return sum((Fraction(int(n) * customers_min, low) for low, n in rows), Fraction(0))
 
 
 def _tokens(session: Session, bank: str, dataset: str) -> int:

@@ -232,6 +232,17 @@ def test_an_attempt_counts_once_and_a_new_attempt_again(store: Store) -> None:
     assert store.exposure.tokens("bank_b", "payments") == 0
 
 
+def test_tokens_count_over_the_customers_of_their_own_job(store: Store) -> None:
+    """A bank that names more customers the next time does not shrink what it asked before."""
+    few = replace(reservation(0, tokens=10), customers_min=100)
+    many = replace(reservation(1, tokens=10), customers_min=1000)
+    assert store.exposure.reserve(few, 20, NOW) is not None  # a tenth of each customer
+    assert store.exposure.tokens(few.bank, few.dataset) == 10
+    assert store.exposure.weighed(few.bank, few.dataset, 1000) == 100
+    assert store.exposure.reserve(many, 109, NOW) is None
+    assert store.exposure.reserve(many, 110, NOW) is not None
+
+
 def test_an_attempt_above_the_limit_leaves_no_entry(store: Store) -> None:
     assert store.exposure.reserve(reservation(0), 30, NOW) is not None
     assert store.exposure.reserve(reservation(1, tokens=1), 30, NOW) is None
