@@ -58,7 +58,7 @@ def check_job(
         own = [approval for approval in given if approval.org == org]
         valid_until += require_approved(job.object.party(org), own, now)
         counted += [approval.object for approval in own]
-    keys = tuple((approval.org, key) for approval in given for key in approval.key_ids)
+    keys = tuple(sorted((approval.org, key) for approval in given for key in approval.key_ids))
     return ApprovedJob(job.object, job.digest, me, tuple(counted), min(valid_until), keys)
 
 
