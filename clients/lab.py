@@ -6,7 +6,7 @@ models with the same bins and penalty: pooled (all columns in one place) and the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -44,8 +44,11 @@ def try_table(
     min_cohort: int | None = None,
     seed: int = 0,
     watch: Watch | None = None,
+    foretell: Callable[[JobManifest], None] = lambda manifest: None,
 ) -> Finding:
     """Read, split, run, compare; raises UsageError for whatever is wrong with files or settings.
+
+    foretell: told the job's manifest before the long work begins.
 
     settings: parameters of the task that are not to have the lab's defaults, as text or numbers.
     """
@@ -62,8 +65,10 @@ def try_table(
     runner = lab_run.in_processes if processes else lab_run.in_process
     if task == "trees":
         trees = lab_trees.parameters_for(parsed)
+        foretell(lab_trees.manifest_of(parts, trees))
         return lab_trees.try_split(parts, trees, seed=seed, watch=told, runner=runner)
     parameters = parameters_for(parts, parsed)
+    foretell(manifest_of(parts, parameters))
     return try_split(parts, parameters, seed=seed, watch=told, runner=runner)
 
 

@@ -111,6 +111,7 @@ class _Twin:
             vmax=boosting.plan_of(self.manifest).query.vmax,
             customers_min=self.manifest.limits.customers_min,
             randomness=self.randomness,
+            coins=self.result.coins,
         )
 
     def variant(self, what: str, parameters: TreesParameters, *, is_grown: bool) -> Variant:

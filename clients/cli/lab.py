@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from clients.lab_run import Finding, Watch
+    from federation.objects import JobManifest
 
 app = typer.Typer(add_completion=False)
 
@@ -101,6 +102,7 @@ def lab(
             min_cohort=min_cohort,
             seed=seed,
             watch=watch,
+            foretell=_foretell,
         )
     for note in found.notes:
         say(f"note: {note}")
@@ -126,6 +128,20 @@ def _pairs(settings: list[str]) -> dict[str, object]:
             raise UsageError(f"--set takes NAME=VALUE, not {item!r}")
         found[name.strip().replace("-", "_")] = value.strip()
     return found
+
+
+def _foretell(manifest: JobManifest) -> None:
+    """What the run will take, before it begins; the time if this machine was ever measured."""
+    from clients import calibration
+    from clients.home import default_path
+    from federation.estimate import estimate
+    from federation.report import size_text
+
+    found = estimate(manifest, speeds=calibration.load(default_path()))
+    text = f"{size_text(found.total_bytes)} between the parties"
+    if found.computing_s is not None:
+        text += f", {found.computing_s:.0f} s of computing"
+    say(f"about {text}")
 
 
 @contextmanager
