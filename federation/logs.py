@@ -1,4 +1,5 @@
-"""How processes log: one line an event, its ids as `key=value`, to stderr.
+"""How processes log: one line an event, its ids as `key=value`, to stderr and to a file that is
+turned over before it grows too long.
 
 Events carry ids that the other party can look up (STYLE.md section 7); never a value, key, credit
 code or bank label.
@@ -7,8 +8,13 @@ code or bank label.
 from __future__ import annotations
 
 import logging
+import os
 import time
+from io import TextIOWrapper
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
 
+FILE_BYTES, FILES_KEPT = 10 << 20, 9  # the newest 100 MB at most
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -29,11 +35,28 @@ class EventFormatter(logging.Formatter):
         return super().formatMessage(record).replace("\n", " ") + pairs
 
 
-def configure(level: int = logging.INFO) -> None:
-    """Log events of our packages at `level`, others' from warnings on."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(EventFormatter())
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+class EventFile(RotatingFileHandler):
+    """For its owner's eyes. A disk that takes nothing stops no program: stderr has the line too."""
+
+    def __init__(self, file: Path, *, size: int = FILE_BYTES, kept: int = FILES_KEPT) -> None:
+        super().__init__(file, maxBytes=size, backupCount=kept, encoding="utf-8", delay=True)
+
+    def _open(self) -> TextIOWrapper:
+        os.close(os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
+        return super()._open()
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing: the library would print a traceback."""
+
+
+def configure(level: int = logging.INFO, *, file: Path | None = None) -> None:
+    """Log events of our packages at `level`, others' from warnings on; to `file` as well."""
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    if file is not None:
+        handlers.append(EventFile(file))  # of one process: two would turn it over for each other
+    for handler in handlers:
+        handler.setFormatter(EventFormatter())
+    logging.basicConfig(level=logging.WARNING, handlers=handlers, force=True)
     for name in ("clients", "federation", "lianmo", "protocols", "server"):
         logging.getLogger(name).setLevel(level)
     flower = logging.getLogger("flwr")  # brings its own handler, and would say everything twice

@@ -25,7 +25,7 @@ def start(
     from server.coordinator import Coordinator, serve
 
     home = CoordinatorHome.open()
-    logs.configure()
+    logs.configure(file=home.path / "log" / "coordinator.log")
 
     def ready(relay_address: str) -> None:
         at = f"https://{home.config.host}:{home.config.port}"
@@ -42,7 +42,7 @@ def relay() -> None:
     from server.relay import main as serve_relay
 
     home = CoordinatorHome.open()
-    logs.configure()
+    logs.configure(file=home.path / "log" / "relay.log")
     certificate, key = home.keyring.tls_files
     arguments = ("--key", key, "--certificate", certificate, "--membership", home.membership)
     address = f"{home.config.host}:{home.config.relay_port}"

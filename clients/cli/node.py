@@ -20,7 +20,7 @@ def start(
     from federation import logs
 
     home = open_home()
-    logs.configure()
+    logs.configure(file=home.log / "node.log")
     serve(home, ready=lambda text: typer.echo(text), warm=warm)
 
 

@@ -261,6 +261,17 @@ def test_a_value_and_the_customers_of_one_party_are_in_nothing_of_any_other(city
                         assert disguise not in content, f"{path.name} of {org}"
 
 
+def test_no_log_holds_a_value_or_a_code_not_even_its_owner_s(city: City) -> None:
+    codes_ = sorted(set(city.tables["bank"]["code"]))[:20]
+    for org in ("platform", "bank", *DEPARTMENTS):
+        logs = [path for path in _files(city, org) if ".log" in path.name]
+        assert any(path.parent.name == "log" for path in logs)
+        for path in logs:
+            content = path.read_bytes()
+            for text in (str(CANARY), *codes_):
+                assert not any(disguise in content for disguise in _disguises(text)), path.name
+
+
 def _files(city: City, org: str) -> list[Path]:
     found = [path for path in city.box.home(org).rglob("*") if path.is_file()]
     logs = city.box.folder.glob(f"{org}-*.log")
