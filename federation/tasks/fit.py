@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from federation.tasks.binning import WOE_STEP
+from federation.tasks.secure_sum import Pool
 from protocols.streams import Stream
 
 Floats = NDArray[np.float64]
@@ -37,6 +38,8 @@ P_BITS = 24  # probabilities are multiples of 2^-24
 W_BITS = 16  # weights in a Hessian, so that its sums stay below 2^53 for a million rows
 SCORE_BITS = 12  # scores are looked up in steps of 2^-12 logit
 SCORE_LIMIT = 16  # logits; p = 1e-7
+LOSS_BITS = 24  # of a log loss that is summed over banks
+SUM_BOUND = 1 << 54
 COEFFICIENT_BITS = 20  # of a logit a WOE step
 DIRECTION_LIMIT = 127  # 8 bits a coefficient
 # Share of a feature's variance that no other may explain: coarse correlations cannot tell more.
@@ -134,15 +137,18 @@ def fit_logistic(
     goods: NDArray[np.bool_],
     penalty: Floats,
     start: tuple[float, Floats] | None = None,
+    pool: Pool | None = None,
 ) -> Fit:
     """Minimise log loss + b' penalty b / 2 with a free intercept, by Newton's method.
 
     columns: (rows, k) integers held as floats; column j stands for columns[:, j] * steps[j].
-    penalty: (k, k), positive semidefinite, on the coefficients of the real columns.
+    penalty: (k, k), positive semidefinite, on the coefficients of the real columns. pool: the banks
+    whose rows are fitted together; scores and columns are those of one.
     """
     rows, k = columns.shape
     y = goods.astype(np.int64) << P_BITS
-    base = float(goods.mean())
+    everybody = total(pool, "rows", np.array([goods.sum(), rows], np.float64))
+    base = float(everybody[0] / everybody[1])
     b = np.zeros(k + 1)
     b[0] = math.log(base / (1 - base))
     if start is not None:
@@ -157,14 +163,19 @@ def fit_logistic(
         drop = COEFFICIENT_BITS - SCORE_BITS
         scores = ((padded @ fixed).astype(np.int64) + (1 << (drop - 1))) >> drop
         exact = fixed / 2.0**COEFFICIENT_BITS / scale
-        return exact, scores, log_loss(scores, goods) + float(exact @ ridge @ exact) / 2
+        lost = log_loss(scores, goods)
+        if pool is not None and len(pool.members) > 1:
+            steps_ = np.rint(np.array([lost]) * 2.0**LOSS_BITS)
+            lost = float(total(pool, "loss", steps_)[0]) / 2.0**LOSS_BITS
+        return exact, scores, lost + float(exact @ ridge @ exact) / 2
 
     b, scores, objective = at(b)
     for _ in range(40):
         p = probability(scores)
-        gradient = (padded.T @ (y - p).astype(np.float64)) / 2.0**P_BITS * scale - ridge @ b
+        slope = total(pool, "gradient", padded.T @ (y - p).astype(np.float64))
+        gradient = slope / 2.0**P_BITS * scale - ridge @ b
         w = (p * ((1 << P_BITS) - p)) >> (2 * P_BITS - W_BITS)
-        hessian = (padded.T * w.astype(np.float64)) @ padded / 2.0**W_BITS
+        hessian = total(pool, "hessian", (padded.T * w.astype(np.float64)) @ padded) / 2.0**W_BITS
         hessian = hessian * np.multiply.outer(scale, scale) + ridge
         hessian[np.diag_indices(k + 1)] += 1e-6 * (1.0 + np.diagonal(hessian))
         step = solve(hessian, gradient)
@@ -182,6 +193,13 @@ def fit_logistic(
             break
         b, scores, objective = better
     return Fit(float(b[0]), b[1:], scores, objective)
+
+
+def total(pool: Pool | None, what: str, sums: Floats) -> Floats:
+    """Exact sums (integers below 2^53) over all banks; of one bank they are its own."""
+    if pool is None or len(pool.members) == 1:
+        return sums
+    return pool.integers(f"fit {what}", sums.astype(np.int64), SUM_BOUND).astype(np.float64)
 
 
 def log_loss(scores: Integers, goods: NDArray[np.bool_]) -> float:
@@ -245,12 +263,18 @@ class JointFit:
         remote: Sequence[RemoteFeature],
         penalty: float,
         resolution: float,
+        pool: Pool | None = None,
+        largest: Sequence[int] = (),
     ) -> None:
+        """pool: the banks that fit together. largest: the scale of each own column, which has to be
+        the same at all of them; of one bank it is that of its rows."""
+        self._pool, self._largest = pool, tuple(largest)
         self.own, self.goods, self.remote = own.astype(np.float64), goods, tuple(remote)
         self.penalty, self.resolution = penalty, resolution
         self.opened: list[Opened] = []
         k = own.shape[1]
-        alone = fit_logistic(self.own, np.full(k, WOE_STEP), goods, penalty * np.eye(k))
+        steps, ridge = np.full(k, WOE_STEP), penalty * np.eye(k)
+        alone = fit_logistic(self.own, steps, goods, ridge, pool=pool)
         self.alone = alone
         self.now = Coefficients(
             alone.intercept,
@@ -260,6 +284,15 @@ class JointFit:
             alone.objective,
         )
         self._hessian: Floats | None = None
+
+    def alone_here(self) -> Fit:
+        """The fit of the own columns on own rows, whoever else there is: for comparison."""
+        if self._pool is None or len(self._pool.members) == 1:
+            return self.alone
+        k = self.own.shape[1]
+        if len(np.unique(self.goods)) < 2:
+            return self.alone
+        return fit_logistic(self.own, np.full(k, WOE_STEP), self.goods, self.penalty * np.eye(k))
 
     # what is asked
 
@@ -280,7 +313,12 @@ class JointFit:
 
     def largest(self, column: int) -> int:
         """The scale of `weighted_column`, in WOE steps."""
+        if self._largest:
+            return self._largest[column]
         return max(int(np.abs(self.own[:, column]).max(initial=0)), 1)
+
+    def _total(self, what: str, sums: Floats) -> Floats:
+        return total(self._pool, what, sums)
 
     def _weights(self) -> Integers:
         p = probability(self.now.scores)
@@ -314,8 +352,9 @@ class JointFit:
         w = np.floor(self._weights() / 2.0 ** (P_BITS - W_BITS))  # exact sums, see the top
         scale = np.concatenate([[1.0], np.full(k, WOE_STEP)])
         square = np.multiply.outer(scale, scale)
-        h[: 1 + k, : 1 + k] = (own.T * w) @ own / 2.0**W_BITS * square
-        flat = own.T @ own * square
+        h[: 1 + k, : 1 + k] = self._total("curvature", (own.T * w) @ own) / 2.0**W_BITS * square
+        flat = self._total("products", own.T @ own) * square
+        rows = float(flat[0, 0])
         unit = 1.0 / (4 * vmax)
         mean, variance = np.zeros(m), np.zeros(m)  # of the remote features, unweighted
         for j, feature in enumerate(self.remote):
@@ -325,14 +364,14 @@ class JointFit:
             for c, sums in enumerate(weighted):
                 factor = unit * self.largest(c) * WOE_STEP
                 h[1 + c, at] = h[at, 1 + c] = feature.moment(sums) * factor
-            mean[j] = feature.moment(counts) / len(own)
-            variance[j] = max(feature.moment(counts, 2) / len(own) - mean[j] ** 2, 0.0)
+            mean[j] = feature.moment(counts) / rows
+            variance[j] = max(feature.moment(counts, 2) / rows - mean[j] ** 2, 0.0)
         total = h[0, 0]
         weighted_mean = h[0] / total
         centred = h / total - np.multiply.outer(weighted_mean, weighted_mean)
         v = centred[1 : 1 + k, 1 : 1 + k]
-        flat_mean = flat[0, 1:] / len(own)
-        flat_v = flat[1:, 1:] / len(own) - np.multiply.outer(flat_mean, flat_mean)
+        flat_mean = flat[0, 1:] / rows
+        flat_v = flat[1:, 1:] / rows - np.multiply.outer(flat_mean, flat_mean)
         gain = _solve_columns(v, centred[1 : 1 + k, 1 + k :])  # G: (k, m)
         through, flat_through = gain.T @ v @ gain, gain.T @ flat_v @ gain
         spread = np.sqrt(np.maximum(variance, 1e-9))
@@ -377,8 +416,9 @@ class JointFit:
         y = self.goods.astype(np.int64) << P_BITS
         r = (y - p).astype(np.float64)
         full = np.empty(1 + k + len(self.remote))
-        full[0] = r.sum() / 2.0**P_BITS
-        full[1 : 1 + k] = (self.own.T @ r) / 2.0**P_BITS * WOE_STEP - self.penalty * self.now.own
+        slope = self._total("slope", np.concatenate([[r.sum()], self.own.T @ r])) / 2.0**P_BITS
+        full[0] = slope[0]
+        full[1 : 1 + k] = slope[1:] * WOE_STEP - self.penalty * self.now.own
         full[1 + k :] = gradient
         step = solve(self._hessian + self._ridge(), full)
         if step is None:
@@ -437,7 +477,7 @@ class JointFit:
         penalty = np.zeros((columns.shape[1], columns.shape[1]))
         penalty[:k, :k] = self.penalty * np.eye(k)
         penalty[k:, k:] = self.penalty * implied @ implied.T
-        fit = fit_logistic(columns, steps, self.goods, penalty)
+        fit = fit_logistic(columns, steps, self.goods, penalty, pool=self._pool)
         before = self.now.objective
         remote = fit.coefficients[k:] @ implied
         self.now = Coefficients(

@@ -27,7 +27,7 @@ from federation.objects import (
     QueryParameters,
     ScorecardParameters,
 )
-from federation.tasks import row_keys
+from federation.tasks import pooled, row_keys
 from federation.tasks.binning import WOE_BITS
 from protocols.errors import ParameterError
 from protocols.linear_query import Layout, Parameters
@@ -105,8 +105,12 @@ def plan_for(
     bank_fields: int,
     department_fields: Mapping[str, int],
     parameters: ScorecardParameters,
+    banks: int = 1,
 ) -> Plan:
-    """The plan; raises UsageError if no parameters of the query serve these figures safely."""
+    """The plan; customers_max: of one bank.
+
+    Raises UsageError if no parameters of the query serve these figures safely.
+    """
     between = tuple(
         Between(
             *_asks(a, b, department_fields), min(department_fields[a], department_fields[b]) + 1
@@ -125,12 +129,12 @@ def plan_for(
     # Every token ever used on a matrix counts for what its answers show, whoever asked.
     tokens = max(asked.values())
     try:
-        bins = _choose(layouts, customers_max, (VMAX, 255, 127, 63), tokens)
+        bins = _choose(layouts, customers_max * banks, (VMAX, 255, 127, 63), tokens, banks)
         across = _choose(layouts, rows, (BETWEEN_LEVEL,), tokens) if between else None
     except ParameterError as error:
         todo = "ask for fewer fields or rows, or split the departments' fields over two jobs"
         raise UsageError(f"no safe parameters for these figures: {error}", todo=todo) from None
-    pairs = _pairs(rows, customers_max, department_fields)
+    pairs = _pairs(rows, customers_max * banks, department_fields, banks)
     return Plan(bank_fields, openings, bins, across, between, pairs)
 
 
@@ -140,12 +144,14 @@ def _asks(a: str, b: str, fields: Mapping[str, int]) -> tuple[str, str]:
 
 
 def _choose(
-    layouts: list[Layout], customers: int, largest: tuple[int, ...], tokens: int
+    layouts: list[Layout], customers: int, largest: tuple[int, ...], tokens: int, banks: int = 1
 ) -> Parameters:
     refusal: ParameterError | None = None
     for vmax in largest:
         try:
-            found = choose_parameters(layouts, customers=customers, vmax=vmax, tokens=tokens)
+            found = choose_parameters(
+                layouts, customers=customers, vmax=vmax, tokens=tokens, banks=banks
+            )
         except ParameterError as error:
             refusal = error
             continue
@@ -154,13 +160,13 @@ def _choose(
     raise refusal or ParameterError("v would need several limbs")
 
 
-def _pairs(rows: int, customers: int, fields: Mapping[str, int]) -> PairPlan | None:
+def _pairs(rows: int, customers: int, fields: Mapping[str, int], banks: int) -> PairPlan | None:
     counts = {name: n * (n - 1) // 2 for name, n in fields.items()}
     names = tuple(x for x, n in counts.items() if n and n * rows <= PAIR_ENTRIES_MAX)
     for level in PAIR_LEVELS if names else ():
         layouts = [Layout(rows, (), (level * level,) * counts[name]) for name in names]
         try:
-            return PairPlan(level, _choose(layouts, customers, VMAX_PAIRS, 1), names)
+            return PairPlan(level, _choose(layouts, customers, VMAX_PAIRS, 1, banks), names)
         except ParameterError:
             continue
     return None
@@ -182,6 +188,7 @@ def plan(
         bank_fields=bank_fields,
         department_fields=department_fields,
         parameters=parameters,
+        banks=banks,
     )
     query = QueryParameters(
         t_bits=made.bins.t_bits, reply_bits=made.bins.reply_bits, vmax=made.bins.vmax
@@ -198,7 +205,9 @@ def plan_of(manifest: JobManifest) -> Plan:
         bank_fields=len(manifest.party(manifest.bank).fields),
         department_fields={org: len(manifest.party(org).fields) for org in manifest.departments},
         parameters=manifest.scorecard,
+        banks=len(manifest.banks),
     )
+    pooled.require_agreed(manifest)
     query = QueryParameters(
         t_bits=made.bins.t_bits, reply_bits=made.bins.reply_bits, vmax=made.bins.vmax
     )
@@ -229,10 +238,37 @@ def sum_bits(departments: int, limit: int) -> int:
 
 def declare(manifest: JobManifest) -> tuple[DeclaredDisclosure, ...]:
     """Everything that a job of this manifest can reveal, at most (PROTOCOLS.md section 5)."""
+    lines = [line for bank in manifest.banks for line in _declare(manifest.seen_from(bank))]
+    totals = totals_of(manifest) if len(manifest.banks) > 1 else 0
+    known = {(line.source, line.to, line.what): line for line in lines}  # between departments: once
+    return (*known.values(), *pooled.declare(manifest, totals))
+
+
+STEPS_MAX = 40 * 13  # of Newton's method: iterations, each with up to twelve halvings
+
+
+def totals_of(manifest: JobManifest) -> int:
+    """Numbers that the sums over several banks open together, at most."""
+    made, parameters = plan_of(manifest), manifest.scorecard
+    fields = len(manifest.party(manifest.bank).fields)
+    theirs = {org: len(manifest.party(org).fields) for org in manifest.departments}
+    bins = parameters.max_bins + 1
+    columns = sum(theirs.values()) * bins
+    pairs = sum(n * (n - 1) // 2 for org, n in theirs.items() if made.has_pairs(org))
+    size = 1 + fields + parameters.openings
+    a_fit = 2 + STEPS_MAX + 40 * (size + size**2)
+    fits = (1 + parameters.openings) * a_fit
+    curvature = 2 * size**2 + (parameters.openings + 1) * size
+    asked = made.bin_queries * (columns + 1) + pairs + 1
+    return pooled.totals_of_bins(fields, bins) + 2 * fields * bins + 8 + asked + fits + curvature
+
+
+def _declare(manifest: JobManifest) -> list[DeclaredDisclosure]:
+    """What lies between one bank and the departments, and between departments."""
     made, parameters = plan_of(manifest), manifest.scorecard
     bank, departments = manifest.bank, manifest.departments
     customers = manifest.limits.customers_max
-    count_bits = max(customers.bit_length(), 1)
+    count_bits = max((customers * len(manifest.banks)).bit_length(), 1)
     lines: list[DeclaredDisclosure] = []
 
     def add(source: str, to: str, what: What, count: int, bits: int, rowwise: bool = False) -> None:
@@ -283,4 +319,4 @@ def declare(manifest: JobManifest) -> tuple[DeclaredDisclosure, ...]:
         add(item.querier, item.queried, What.QUERIES, item.queries, 0)
         columns = len(manifest.party(item.queried).fields) * (parameters.max_bins + 1)
         add(item.queried, item.querier, What.BIN_DEFINITIONS, columns, 0)
-    return tuple(lines)
+    return lines

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from federation.errors import UsageError
 from federation.ledger import What
 from federation.tables import BankData, Column
-from federation.tasks import row_keys, vertical
+from federation.tasks import pooled, row_keys, vertical
 from federation.tasks import scorecard_steps as steps
 from federation.tasks.agreement import Customers, agree
 from federation.tasks.binning import WOE_BITS, WOE_STEP, FeatureBins, group, offsets, pre_bin
@@ -62,6 +62,7 @@ from federation.tasks.plan import (
     sum_bits,
 )
 from federation.tasks.scorecard_department import BINS, PAIRS, sealed_step
+from federation.tasks.secure_sum import WIDE, pool_of
 from federation.tasks.steps import Steps
 from protocols import labels, linear_query, sealed
 from protocols.errors import ProtocolError
@@ -102,16 +103,22 @@ def run_bank(party: Party, data: BankData) -> ScorecardResult:
 
 class _Bank:
     def __init__(self, party: Party, data: BankData) -> None:
-        manifest = party.manifest
+        self.others = party.other_banks()
+        if self.others:
+            party = party.seen_from(party.me)
+        self.pool, manifest = pool_of(party), party.manifest
         self.party, self.data, self.plan = party, data, plan_of(manifest)
         self.parameters, self.departments = manifest.scorecard, manifest.departments
         vertical.require_usable(party, data)
-        self._require_enough(data.labels.astype(np.int64))
+        if not self.others:
+            self._require_enough(data.labels.astype(np.int64))
         self.test = vertical.hold_out(party, data, float(self.parameters.hold_out))
         self.train = np.flatnonzero(~self.test)
         self.rows = data.positions[self.train]  # of the cover
         self.bads = data.labels[self.train].astype(np.int64)
-        self._require_enough(self.bads)
+        if not self.others:
+            self._require_enough(self.bads)
+        self.everybody = np.array([len(self.train), int(self.bads.sum())])
         self.notes: list[str] = []
         self.tokens = 0
 
@@ -119,9 +126,10 @@ class _Bank:
         party = self.party
         pieces = vertical.bank_pieces(self.data, self.test)
         customers = Customers(self.data.cover_rows, self.data.positions)
-        self.agreement = agree(party, self.departments, pieces, customers)
+        peers = [*self.departments, *self.others]
+        self.agreement = agree(party, peers, pieces, customers)
         self.steps = Steps(party, steps.schedule(self.plan), digest(*pieces))
-        self.steps.agree(self.departments)
+        self.steps.agree(peers)
         self.row_keys()
         self.binning()
         self.prepare()
@@ -173,10 +181,7 @@ class _Bank:
         """Make pre-bins of the bank's own columns; receive the departments'."""
         party, parameters = self.party, self.parameters
         with party.at("binning", 2) as done:
-            self.own_definitions = [
-                pre_bin(column, parameters.max_bins, parameters.min_cohort)
-                for column in self.data.columns
-            ]
+            self.own_definitions = self._own_definitions()
             self.own_bins = [
                 made.assign(column)
                 for made, column in zip(self.own_definitions, self.data.columns, strict=True)
@@ -200,6 +205,15 @@ class _Bank:
             self.remote[org] = _Remote(item.features, layout, slices, slice(start, stop))
             start = stop
 
+    def _own_definitions(self) -> list[FeatureBins]:
+        columns, of = self.data.columns, self.parameters
+        if not self.others:
+            return [pre_bin(column, of.max_bins, of.min_cohort) for column in columns]
+        most = self.party.manifest.limits.customers_max
+        self.everybody = self.pool.integers("customers", self.everybody, most)
+        self._require_enough_of(*map(int, self.everybody))
+        return [*pooled.shared_bins(self.pool, columns, of.max_bins, of.min_cohort, most)]
+
     def prepare(self) -> None:
         """Tokens for all that is left, when every department has committed to its bins."""
         party, plan = self.party, self.plan
@@ -222,14 +236,15 @@ class _Bank:
 
         def ask() -> steps.Sums:
             with party.at("counts", 2) as done:
-                bits = max(party.manifest.limits.customers_max.bit_length(), 1)
+                most = party.manifest.limits.customers_max * len(self.pool.members)
+                bits = max(most.bit_length(), 1)
                 for org, item in self.remote.items():
                     count = 2 * item.layout.columns
                     party.ledger.reveal(org, party.me, What.BIN_COUNTS, count, bits)
                 ones = np.ones(len(self.train), np.int64)
                 (customers,) = self._ask("counts", [ones], [(0, 1)])
                 for org, item in self.remote.items():
-                    check_counts(item.layout, customers[org], len(self.train))
+                    check_counts(item.layout, customers[org], int(self.everybody[0]))
                 self.customers = customers
                 (bads,) = self._ask("counts", [self.bads], [(0, 1)])
                 done(1)
@@ -254,17 +269,29 @@ class _Bank:
         """Groups and WOE of every feature, the bank's own first."""
         min_iv = float(self.parameters.min_iv)
         self.drafts: list[Draft] = []
-        for definition, bins in zip(self.own_definitions, self.own_bins, strict=True):
-            mine = bins[self.train]
-            n = np.bincount(mine, minlength=definition.bins).astype(np.int64)
-            b = np.bincount(mine, weights=self.bads, minlength=definition.bins)
-            made = self._draft(self.party.me, definition, n, b.astype(np.int64), min_iv)
-            self.drafts.append(made)
+        own = self._own_counts()
+        for definition, (n, b) in zip(self.own_definitions, own, strict=True):
+            self.drafts.append(self._draft(self.party.me, definition, n, b, min_iv))
         for org, item in self.remote.items():
             self.drafts += [
                 self._draft(org, definition, customers[org][at], bads[org][at], min_iv)
                 for definition, at in zip(item.definitions, item.slices, strict=True)
             ]
+
+    def _own_counts(self) -> list[tuple[Integers, Integers]]:
+        """Customers and bads of every own pre-bin, over all banks."""
+        found = []
+        for definition, bins in zip(self.own_definitions, self.own_bins, strict=True):
+            mine = bins[self.train]
+            n = np.bincount(mine, minlength=definition.bins)
+            b = np.bincount(mine, weights=self.bads, minlength=definition.bins)
+            found.append(np.stack([n, b.astype(np.int64)]).astype(np.int64))
+        if self.others and found:
+            most = self.party.manifest.limits.customers_max
+            whole = self.pool.integers("own counts", np.concatenate(found, axis=1), most)
+            ends = np.cumsum([one.shape[1] for one in found])[:-1]
+            found = np.split(whole, ends, axis=1)
+        return [(one[0], one[1]) for one in found]
 
     def curvature(self) -> JointFit:
         """The bank's own fit, then everything that a first step for all coefficients needs."""
@@ -292,6 +319,8 @@ class _Bank:
             features,
             float(self.parameters.penalty),
             float(self.parameters.resolution),
+            self.pool,
+            self._largest([one for one, _ in own]),
         )
         held = self.steps.run(steps.CURVATURE, steps.Curvature, lambda: self._curvature(fit))
         opened = self._split(held.opened)
@@ -305,6 +334,12 @@ class _Bank:
             _by_pair(held.population, held.population_values),
         )
         return fit
+
+    def _largest(self, own: Sequence[Draft]) -> list[int]:
+        """Of each own column, where all banks need the same scale."""
+        if not self.others:
+            return []
+        return [max(int(np.abs(one.groups.woe_of_bins()).max(initial=0)), 1) for one in own]
 
     def _curvature(self, fit: JointFit) -> steps.Curvature:
         party, plan = self.party, self.plan
@@ -396,7 +431,8 @@ class _Bank:
         coefficients = [*now.own.tolist(), *now.remote.tolist()]
         model = build(self.drafts, now.intercept, coefficients, parameters)
         mine = [one for one in self.drafts if one.owner == self.party.me]
-        alone = build(mine, fit.alone.intercept, fit.alone.coefficients.tolist(), parameters)
+        own = fit.alone_here()
+        alone = build(mine, own.intercept, own.coefficients.tolist(), parameters)
         for feature in model.features:
             if feature.coefficient < 0:
                 self.notes.append(
@@ -456,7 +492,7 @@ class _Bank:
         The next v is on its way while the answers to the last are opened.
         """
         party = self.party
-        out: list[dict[str, Integers]] = []
+        rows: list[Integers] = []
         for org in self.departments:
             party.ledger.reveal(party.me, org, What.QUERIES, len(vectors), 0)
         for number in range(len(vectors) + 1):
@@ -466,20 +502,41 @@ class _Bank:
                     party.channels[org].send(stage, query)
                 self.tokens += 1
             if number > 0:
-                v, (low, high) = vectors[number - 1], bounds[number - 1]
-                opened = {}
-                for org, item in self.remote.items():
-                    answer = party.channels[org].receive(stage, Answer)
-                    opened[org] = self.querier.open(org, answer)
-                    self._check(org, item.layout, opened[org], v, low, high)
-                out.append(opened)
-        return out
+                rows.append(self._receive(stage, self.querier, self.departments))
+                if not self.others:
+                    self._check_all(rows[-1], int(vectors[number - 1].sum()), bounds[number - 1])
+        if not self.others:
+            return self._split(steps.Sums(np.stack(rows)))
+        opened = self._together(stage, self.plan.bins, np.stack(rows))
+        sums = np.array([int(v.sum()) for v in vectors])
+        totals = self.pool.integers(f"{stage} totals", sums, WIDE)
+        for row, total, limits in zip(opened, totals, bounds, strict=True):
+            self._check_all(row, int(total), limits)
+        return self._split(steps.Sums(opened))
+
+    def _receive(
+        self, stage: str, querier: linear_query.Bank, departments: Sequence[str]
+    ) -> Integers:
+        """The next answer of each department: opened, or with several banks this one's share."""
+        take = querier.unmask if self.others else querier.open
+        channels = self.party.channels
+        answers = ((org, channels[org].receive(stage, Answer)) for org in departments)
+        return np.concatenate([take(org, answer) for org, answer in answers])
+
+    def _together(self, stage: str, parameters: Parameters, shares: Integers) -> Integers:
+        """One bank's shares are uniform; only those of all banks together mean anything."""
+        if not self.others:
+            return shares
+        return decode(parameters, self.pool.residues(f"{stage} answers", shares, Q))
+
+    def _check_all(self, row: Integers, total: int, limits: tuple[int, int]) -> None:
+        for org, item in self.remote.items():
+            self._check(org, item.layout, row[item.columns], total, *limits)
 
     def _check(
-        self, org: str, layout: Layout, opened: Integers, v: Integers, low: int, high: int
+        self, org: str, layout: Layout, opened: Integers, total: int, low: int, high: int
     ) -> None:
-        counts = self.customers.get(org)
-        total, rows = int(v.sum()), len(self.train)
+        counts, rows = self.customers.get(org), int(self.everybody[0])
         try:
             check_opening(
                 layout, opened, total=total, customers=rows, low=low, high=high, counts=counts
@@ -512,11 +569,14 @@ class _Bank:
             party.ledger.reveal(party.me, org, What.QUERIES, 1, 0)
         self.tokens += 1
         found: dict[tuple[int, int], float] = {}
-        for org, layout in layouts.items():
-            opened = querier.open(org, party.channels[org].receive("curvature", Answer))
+        shares = self._receive("curvature", querier, [*layouts])
+        whole = self._together("pairs", plan.parameters, shares)
+        (total,) = self.pool.integers("pairs totals", np.array([int(v.sum())]), WIDE)
+        ends = np.cumsum([layout.columns for layout in layouts.values()])[:-1]
+        for (org, layout), opened in zip(layouts.items(), np.split(whole, ends), strict=True):
             self._reveal_sums(org, layout.columns)
-            rows = len(self.train)
-            check_opening(layout, opened, total=int(v.sum()), customers=rows, low=0, high=vmax)
+            rows = int(self.everybody[0])
+            check_opening(layout, opened, total=int(total), customers=rows, low=0, high=vmax)
             for pair, a, b in self._kept_pairs(org):
                 largest = [
                     max(int(np.abs(self.kept[i].groups.woe_of_bins()).max()), 1) for i in (a, b)
@@ -604,7 +664,10 @@ class _Bank:
     # pieces
 
     def _require_enough(self, bads: Integers) -> None:
-        fewest = min(int(bads.sum()), int(len(bads) - bads.sum()))
+        self._require_enough_of(len(bads), int(bads.sum()))
+
+    def _require_enough_of(self, customers: int, bads: int) -> None:
+        fewest = min(bads, customers - bads)
         if fewest < MIN_OF_A_CLASS:
             raise UsageError(
                 f"fewer than {MIN_OF_A_CLASS} good or bad customers to train on",

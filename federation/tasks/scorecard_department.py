@@ -1,14 +1,21 @@
 """A department's side of a scorecard (PROTOCOLS.md section 7): it answers, seals, and learns its
 own part of the model. Read it beside `scorecard_bank.py`: the stages have the same names.
+
+Several banks may train one model together. Row keys, tokens and sealed columns are then each bank's
+own; statistics are answered to all banks under masks that add up to nought, so that only the sum
+over the banks opens; what the banks say of the model has to be the same from each of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import combinations, pairwise
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from federation import wire
 from federation.channel import Channel
 from federation.ledger import What
 from federation.tables import CategoryColumn, Column, DepartmentData, NumberColumn
@@ -44,6 +51,7 @@ from protocols.errors import ProtocolError
 from protocols.linear_query import Answer, Layout, Parameters, Query
 from protocols.streams import Randomness, digest
 
+M = TypeVar("M")
 BINS, PAIRS = "bins", "pairs"  # names of the matrices
 
 
@@ -83,19 +91,41 @@ class _Department:
     def __init__(self, party: Party, data: DepartmentData) -> None:
         manifest = party.manifest
         self.party, self.data, self.plan = party, data, plan_of(manifest)
-        self.parameters, self.bank = manifest.scorecard, manifest.bank
+        self.parameters, self.banks = manifest.scorecard, manifest.banks
         self.others = tuple(org for org in manifest.departments if org != party.me)
         vertical.require_matching(party, data)
         self.tokens = self.openings = 0
         self.commitments: list[bytes] = []
 
-    @property
-    def channel(self) -> Channel:
-        return self.party.channels[self.bank]
+    def _channel(self, bank: str) -> Channel:
+        return self.party.channels[bank]
+
+    def _tell(self, stage: str, message: object) -> None:
+        """The same to every bank."""
+        for bank in self.banks:
+            self._channel(bank).send(stage, message)
+
+    def _hear(self, stage: str, kind: type[M]) -> M:
+        """What every bank says alike: they fit one model, and one that says otherwise is after
+        more."""
+        said = [self._channel(bank).receive(stage, kind) for bank in self.banks]
+        if len({wire.encode(item) for item in said}) > 1:
+            raise ProtocolError("the banks ask for different models")
+        return said[0]
+
+    def _reveal(self, what: What, count: int, bits: int) -> None:
+        """To every bank."""
+        for bank in self.banks:
+            self.party.ledger.reveal(self.party.me, bank, what, count, bits)
+
+    def _learn(self, what: What, count: int, bits: int) -> None:
+        """From every bank."""
+        for bank in self.banks:
+            self.party.ledger.reveal(bank, self.party.me, what, count, bits)
 
     def run(self) -> DepartmentPart:
         party = self.party
-        everybody = [self.bank, *self.others]
+        everybody = [*self.banks, *self.others]
         self.agreement = agree(party, everybody, [])
         inputs = vertical.department_digest(self.data)
         self.steps = Steps(party, steps.schedule(self.plan), inputs)
@@ -131,17 +161,23 @@ class _Department:
     def row_keys(self) -> None:
         """Agree on the rows; make row keys if anything is to be opened for single customers."""
 
-        def give() -> steps.CoverKeys:
+        def give() -> steps.AllCoverKeys:
             opens = self.parameters.openings > 0 or self.parameters.evaluation
-            return steps.CoverKeys(*row_keys.give(self.party, self.data, is_opening=opens))
+            found = (row_keys.give(self._as_of(b), self.data, is_opening=opens) for b in self.banks)
+            return steps.AllCoverKeys(tuple(steps.CoverKeys(*item) for item in found))
 
-        held = self.steps.run(steps.ROW_KEYS, steps.CoverKeys, give)
-        self.cover, self.keys = held.cover, held.keys
+        held = self.steps.run(steps.ROW_KEYS, steps.AllCoverKeys, give)
+        self.held = dict(zip(self.banks, held.banks, strict=True))
+
+    def _as_of(self, bank: str) -> Party:
+        """This party as that bank has to do with it."""
+        return self.party.seen_from(bank) if len(self.banks) > 1 else self.party
 
     def binning(self) -> None:
         """Pre-bins of all fields, told to the bank; their number to the other departments."""
         party, parameters = self.party, self.parameters
-        columns, customers_min = self.data.columns, party.manifest.limits.customers_min
+        columns = self.data.columns
+        customers_min = party.manifest.limits.customers_min * len(self.banks)
         least = rows_of_cohort(parameters.min_cohort, self.data.rows, customers_min)
         with party.at("binning", len(columns)) as done:
             self.definitions: list[FeatureBins] = []
@@ -161,8 +197,8 @@ class _Department:
 
     def _tell_bins(self) -> steps.Shapes:
         party = self.party
-        party.ledger.reveal(party.me, self.bank, What.BIN_DEFINITIONS, self.columns, 64)
-        self.channel.send("binning", Definitions(tuple(self.definitions)))
+        self._reveal(What.BIN_DEFINITIONS, self.columns, 64)
+        self._tell("binning", Definitions(tuple(self.definitions)))
         for item in self.plan.between:
             if item.queried == party.me:
                 party.ledger.reveal(party.me, item.querier, What.BIN_DEFINITIONS, self.columns, 0)
@@ -186,8 +222,12 @@ class _Department:
             return
         between = plan.between if steps.CURVATURE in left else ()
         with party.at("tokens", 1 + len(between)) as done:
-            self.owner = self._matrix(self.layout, plan.bins, BINS, bins=self.bins)
-            self._grant(self.owner, self.bank, queries)
+            self.owners = {
+                bank: self._matrix(self.layout, plan.bins, BINS, bins=self.bins, querier=bank)
+                for bank in self.banks
+            }
+            for bank, owner in self.owners.items():
+                self._grant(owner, bank, queries)
             done(1)
             self.towards: dict[str, linear_query.Department] = {}
             self.asking: dict[str, linear_query.Bank] = {}
@@ -220,14 +260,14 @@ class _Department:
     def _counts(self) -> WoeTables:
         party = self.party
         with party.at("counts", 3) as done:
-            bits = max(party.manifest.limits.customers_max.bit_length(), 1)
-            party.ledger.reveal(party.me, self.bank, What.BIN_COUNTS, 2 * self.columns, bits)
-            self._answer("counts", self.owner, 2)
+            most = party.manifest.limits.customers_max * len(self.banks)
+            self._reveal(What.BIN_COUNTS, 2 * self.columns, max(most.bit_length(), 1))
+            self._answer("counts", self.owners, 2)
             done(2)
-            tables = self.channel.receive("counts", WoeTables)
+            tables = self._hear("counts", WoeTables)
             if len(tables.woe) != self.columns or len(tables.kept) != len(self.definitions):
                 raise ProtocolError("WOE tables of another layout")
-            party.ledger.reveal(self.bank, party.me, What.WOE_TABLES, self.columns, WOE_BITS)
+            self._learn(What.WOE_TABLES, self.columns, WOE_BITS)
         return tables
 
     def curvature(self) -> None:
@@ -239,7 +279,7 @@ class _Department:
         with party.at("curvature", 3) as done:
             queries = 2 + plan.bank_fields
             self._reveal_sums(queries * self.columns)
-            self._answer("curvature", self.owner, queries)
+            self._answer("curvature", self.owners, queries)
             done(1)
             if plan.has_pairs(party.me):
                 self._pairs()
@@ -269,12 +309,12 @@ class _Department:
             done(number)
             if number > 0:
                 self._reveal_sums(self.columns)
-                self._answer("openings", self.owner, 1)
-            direction = self.channel.receive("openings", Direction)
+                self._answer("openings", self.owners, 1)
+            direction = self._hear("openings", Direction)
             if len(direction.coefficients) != len(self.definitions):
                 raise ProtocolError("a direction of other features than this party has")
             count = len(self.definitions) + 1
-            party.ledger.reveal(self.bank, party.me, What.DIRECTIONS, count, DIRECTION_BITS)
+            self._learn(What.DIRECTIONS, count, DIRECTION_BITS)
             if direction.is_open:
                 self._seal_score(number, direction)
             return steps.Answered(direction.is_open)
@@ -311,10 +351,10 @@ class _Department:
     def _points(self) -> PointsTables:
         party, parameters = self.party, self.parameters
         with party.at("points", 2) as done:
-            tables = self.channel.receive("points", PointsTables)
+            tables = self._hear("points", PointsTables)
             if len(tables.points) != self.columns:
                 raise ProtocolError("points of another layout")
-            party.ledger.reveal(self.bank, party.me, What.POINTS_TABLES, self.columns, POINTS_BITS)
+            self._learn(What.POINTS_TABLES, self.columns, POINTS_BITS)
             points = tables.points.astype(np.int64)
             done(1)
             if parameters.evaluation:
@@ -330,9 +370,10 @@ class _Department:
     def finish(self, part: DepartmentPart) -> None:
         """Both ends hold the same part of the model."""
         with self.party.at("finish"):
-            self.channel.send("finish", Finished(part.digest()))
-            if self.channel.receive("finish", Finished).digest != part.digest():
-                raise ProtocolError("the bank holds another part of the model")
+            self._tell("finish", Finished(part.digest()))
+            for bank in self.banks:
+                if self._channel(bank).receive("finish", Finished).digest != part.digest():
+                    raise ProtocolError(f"{bank} holds another part of the model")
 
     # pieces
 
@@ -366,15 +407,23 @@ class _Department:
         vertical.fetch_tokens(self.party, querier, layouts, queries)
         return querier
 
-    def _answer(self, stage: str, owner: linear_query.Department, count: int) -> None:
-        self.party.ledger.reveal(self.bank, self.party.me, What.QUERIES, count, 0)
+    def _answer(
+        self, stage: str, owners: Mapping[str, linear_query.Department], count: int
+    ) -> None:
+        """The next queries: of one bank as they are, of several in shares of one statistic."""
+        self._learn(What.QUERIES, count, 0)
         for _ in range(count):
-            self.channel.send(stage, owner.answer(self.channel.receive(stage, Query)))
+            for bank, owner in owners.items():
+                query = self._channel(bank).receive(stage, Query)
+                is_shared = len(self.banks) > 1
+                answer = (
+                    owner.answer_shared(query, self.banks) if is_shared else owner.answer(query)
+                )
+                self._channel(bank).send(stage, answer)
             self.tokens += 1
 
     def _reveal_sums(self, count: int) -> None:
-        bits = self.plan.bins.t_bits
-        self.party.ledger.reveal(self.party.me, self.bank, What.QUERY_SUMS, count, bits)
+        self._reveal(What.QUERY_SUMS, count, self.plan.bins.t_bits)
 
     def _seal(
         self,
@@ -386,12 +435,12 @@ class _Department:
     ) -> None:
         party = self.party
         customers, parties = party.manifest.limits.customers_max, len(self.others) + 1
-        bits = sum_bits(parties, values.high)
-        party.ledger.reveal(party.me, self.bank, what, customers, bits)
+        self._reveal(what, customers, sum_bits(parties, values.high))
         peers = {org: party.pair_seeds[org] for org in self.others}
-        sealer = sealed.Department(party.me, self.keys, party.randomness, peers)
-        step = sealed_step(party, self.cover, stage, number, values)
-        self.channel.send(stage, sealer.seal(step, column))
+        for bank, held in self.held.items():
+            sealer = sealed.Department(party.me, held.keys, party.randomness, peers)
+            step = sealed_step(self._as_of(bank), held.cover, stage, number, values)
+            self._channel(bank).send(stage, sealer.seal(step, column))
 
     def _levels(self, feature: int, level: int) -> tuple[NDArray[np.int64], int]:
         """WOE steps as multiples of largest / level: numerators, and the common denominator."""
@@ -417,10 +466,14 @@ class _Department:
         for at, (a, b) in enumerate(combinations(range(features), 2)):
             np.multiply(levels[a], levels[b], out=products[at])
         layout = Layout(self.data.rows, (), (plan.level**2,) * len(products))
-        owner = self._matrix(layout, plan.parameters, PAIRS, integers=products)
-        self._grant(owner, self.bank, 1)
+        owners = {
+            bank: self._matrix(layout, plan.parameters, PAIRS, integers=products, querier=bank)
+            for bank in self.banks
+        }
+        for bank, owner in owners.items():
+            self._grant(owner, bank, 1)
         self._reveal_sums(len(products))
-        self._answer("curvature", owner, 1)
+        self._answer("curvature", owners, 1)
 
     def _correlations(self) -> None:
         """Too many pairs for a query: how its features go together over its own records."""
@@ -433,10 +486,8 @@ class _Department:
         matrix /= np.maximum(np.multiply.outer(spread, spread), 1e-9)
         upper = matrix[np.triu_indices(len(woe), 1)]
         values = np.clip(np.rint(100 * upper), -100, 100).astype(np.int8)
-        self.party.ledger.reveal(
-            self.party.me, self.bank, What.POPULATION_COVARIANCE, len(values), 8
-        )
-        self.channel.send("curvature", Correlations(values))
+        self._reveal(What.POPULATION_COVARIANCE, len(values), 8)
+        self._tell("curvature", Correlations(values))
 
     def _recorded(self) -> NDArray[np.bool_]:
         """Rows of which this department knows anything at all."""
@@ -468,21 +519,19 @@ class _Department:
             answer = party.channels[peer].receive("curvature", Answer)
             masked.append(querier.unmask(peer, answer))
         values = np.stack(masked)
-        party.ledger.reveal(
-            party.me, self.bank, What.POPULATION_COVARIANCE, values.size + features, 53
-        )
-        self.channel.send("curvature", Between(values, squares))
+        self._reveal(What.POPULATION_COVARIANCE, values.size + features, 53)
+        self._tell("curvature", Between(values, squares))
 
     def _answer_between(self, peer: str, queries: int) -> None:
-        """The asking department gets sums under a mask that only the bank can take away."""
+        """The asking department gets sums under a mask that only a bank can take away."""
         party = self.party
         party.ledger.reveal(peer, party.me, What.QUERIES, queries, 0)
         sums = queries * self.columns
-        party.ledger.reveal(party.me, self.bank, What.POPULATION_COVARIANCE, sums, 53)
+        self._reveal(What.POPULATION_COVARIANCE, sums, 53)
         for _ in range(queries):
             query = party.channels[peer].receive("curvature", Query)
             answer, mask = self.towards[peer].answer_masked(query)
-            self.channel.send("curvature", mask)
+            self._tell("curvature", mask)
             party.channels[peer].send("curvature", answer)
             self.tokens += 1
 

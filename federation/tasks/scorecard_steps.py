@@ -108,6 +108,13 @@ class CoverKeys:
     keys: NDArray[np.uint8] = field(repr=False)  # (rows, 16)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class AllCoverKeys:
+    """Of every bank of the job, in the manifest's order."""
+
+    banks: tuple[CoverKeys, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Shapes:
     """Of the departments that this one asks, in the plan's order."""
