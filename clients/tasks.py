@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import cast
 
 import pandas as pd
 
 from clients import gate
+from clients.attempts import all_of, summed
 from clients.home import Home
 from clients.runner import Admission, Outcome
+from federation.ledger import Disclosure
 from federation.objects import Role, utc_text
 from federation.report import (
     Ran,
@@ -49,6 +52,7 @@ def _bank(home: Home, party: Party, opened: gate.Admission) -> Outcome:
     if party.manifest.task == "trees":
         return _bank_of_trees(home, party, opened, data)
     result = run_bank(party, data)
+    result = replace(result, disclosures=_over_attempts(home, party))
     report = report_of(
         result,
         party.manifest,
@@ -66,6 +70,7 @@ def _bank(home: Home, party: Party, opened: gate.Admission) -> Outcome:
 
 def _bank_of_trees(home: Home, party: Party, opened: gate.Admission, data: BankData) -> Outcome:
     result = boosting.run_bank(party, data)
+    result = replace(result, disclosures=_over_attempts(home, party))
     report = report_of_trees(
         result,
         data,
@@ -99,6 +104,13 @@ def _bank_of_network(home: Home, party: Party, opened: gate.Admission, data: Ban
         model=neural_to_json(result.model),
         files={**_report_files(report), SCORES: _scores(data, result)},
     )
+
+
+def _over_attempts(home: Home, party: Party) -> tuple[Disclosure, ...]:
+    """What the job disclosed, this attempt included: a step that an earlier one finished was told
+    then, and is not told again."""
+    attempts = all_of(home.runs(party.manifest.job), party.manifest.digest())
+    return summed(entry for attempt in attempts for entry in attempt.disclosed()[1])
 
 
 def _names(home: Home, party: Party) -> dict[str, str]:
