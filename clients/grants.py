@@ -43,6 +43,7 @@ from federation.grants import (
     StatusList,
     SubjectCard,
     SubjectCertificate,
+    SubjectKey,
     Terms,
     Use,
     UseNotice,
@@ -54,7 +55,7 @@ from federation.grants import (
 )
 from federation.identity import KEY_LIFE, PrivateKey
 from federation.keyring import write
-from federation.objects import KeyRecord, OrgKind, Purpose, Usage, utc_text
+from federation.objects import OrgKind, Purpose, Usage, utc_text
 
 FETCH = 200  # events at once
 CERTIFICATE_DAYS = 365
@@ -202,12 +203,11 @@ def make_card(
         name=name,
         created=utc_text(now),
         keys=tuple(
-            KeyRecord(
+            SubjectKey(
                 key_id=key.key_id,
                 usage=usage,
                 alg=key.alg,
                 spki=base64.b64encode(key.spki).decode(),
-                holder=f"{usage} key",
                 not_before=utc_text(now),
                 not_after=utc_text(now + KEY_LIFE),
             )

@@ -31,13 +31,13 @@ from federation.catalogue import Assurance, Period, Question
 from federation.envelope import Envelope, parse
 from federation.errors import IntegrityError, Refused
 from federation.objects import (
+    AlgorithmName,
+    Base64,
     Count,
     DecimalText,
     Digest,
     FieldName,
     KeyId,
-    KeyRecord,
-    KeyStatus,
     Name,
     ObjectName,
     OrgId,
@@ -243,6 +243,26 @@ def state_of(grant: Grant, events: Iterable[GrantEvent], now: datetime, *, uses:
 # --- subjects -------------------------------------------------------------------------------------
 
 
+class SubjectKey(Part):
+    """A public key of an enterprise; fewer fields than an organisation's, as pages write it too."""
+
+    key_id: KeyId  # SHA-256 of the SPKI, its first 16 bytes
+    usage: Usage
+    alg: AlgorithmName
+    spki: Base64  # DER
+    not_before: Time
+    not_after: Time
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if hashlib.sha256(base64.b64decode(self.spki)).hexdigest()[:32] != self.key_id:
+            raise ValueError("the key id is not that of the key")
+        life = utc_time(self.not_after) - utc_time(self.not_before)
+        if not timedelta(0) < life <= CERTIFICATE_LIFE:
+            raise ValueError(f"a key lives at most {CERTIFICATE_LIFE.days} days")
+        return self
+
+
 class SubjectCard(SignedObject):
     """An enterprise's own keys, signed with its grant key; proves possession, not identity."""
 
@@ -252,7 +272,7 @@ class SubjectCard(SignedObject):
     name: Name  # for display; the identity is `subject`
     profile: ObjectName = "intl"
     created: Time
-    keys: Annotated[tuple[KeyRecord, ...], Field(min_length=1, max_length=8)]
+    keys: Annotated[tuple[SubjectKey, ...], Field(min_length=1, max_length=8)]
 
     @model_validator(mode="after")
     def _one_grant_key(self) -> Self:
@@ -260,11 +280,9 @@ class SubjectCard(SignedObject):
             raise ValueError("a subject's card has exactly one grant key")
         if len({key.key_id for key in self.keys}) != len(self.keys):
             raise ValueError("each key stands once in a card, with one usage")
-        if any(key.status is not KeyStatus.ACTIVE for key in self.keys):
-            raise ValueError("a subject's card holds active keys only; a new one takes its place")
         return self
 
-    def key(self, usage: Usage) -> KeyRecord | None:
+    def key(self, usage: Usage) -> SubjectKey | None:
         """The key for that use, if there is one."""
         return next((key for key in self.keys if key.usage is usage), None)
 
@@ -437,11 +455,11 @@ def require_grant(found: VerifiedSubject[Grant]) -> Grant:
     return grant
 
 
-def _spki(key: KeyRecord) -> bytes:
+def _spki(key: SubjectKey) -> bytes:
     return base64.b64decode(key.spki)
 
 
-def _require_signature(envelope: Envelope, key: KeyRecord) -> None:
+def _require_signature(envelope: Envelope, key: SubjectKey) -> None:
     signature = envelope.signatures[0]
     suite = profile("intl")
     if signature.alg != key.alg or not suite.is_signature(

@@ -196,6 +196,23 @@ def sign(
 
 
 @app.command()
+def page(
+    out: Annotated[Path | None, typer.Option(help="Write the page to a file.")] = None,
+    port: Annotated[
+        int, typer.Option(min=0, max=65_535, help="Else serve it on this port of loopback.")
+    ] = 8460,
+) -> None:
+    """Give out the page on which an enterprise reads and signs on a phone or computer."""
+    from clients import signing_page
+
+    if out is not None:
+        _write(out, signing_page.page())
+        say(f"wrote {out}; it needs no network")
+        return
+    signing_page.serve(port, lambda url: typer.echo(url))
+
+
+@app.command()
 def pause(grant: GrantId, out: Path | None = None, as_json: JsonFlag = False) -> None:
     """Stop a grant until it is resumed."""
     _change("pause", grant, out, as_json)
