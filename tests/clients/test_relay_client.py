@@ -220,6 +220,29 @@ def test_a_silent_peer_is_named_after_the_stated_wait(relay: RelayProcess) -> No
             ours.receive(20)
 
 
+def test_who_is_away_is_known_while_it_is_waited_for_and_the_same_channel_goes_on(
+    relay: RelayProcess,
+) -> None:
+    patient = replace(QUICK, peer_timeout_s=30, heartbeat_s=0.2)
+    with relay.client("bank", patient) as bank, relay.client("tax", patient) as tax:
+        ours, theirs = bank.transport(JOB, 903, "tax"), tax.transport(JOB, 903, "bank")
+        theirs.send(b"here")
+        assert ours.receive(5) == b"here"
+        got: list[bytes] = []
+        with in_background(lambda: got.append(ours.receive(25))):
+            time.sleep(0.5)
+            assert ours.absent_s() is None  # it computes, and its heart beats
+            line = tax._lines.pop(theirs.address)  # as SIGSTOP or a cut line: silence
+            deadline = time.monotonic() + 10
+            while (left := ours.absent_s()) is None:
+                assert time.monotonic() < deadline
+            assert 0 < left < 30
+            tax._lines[theirs.address] = line
+            theirs.send(b"back")
+        assert got == [b"back"]
+        assert ours.absent_s() is None
+
+
 def test_transfer_goes_on_in_order_when_the_relay_is_killed_and_started_again(
     tmp_path: Path,
 ) -> None:
