@@ -60,7 +60,8 @@ def importance(report: Report, trees: TreesFacts) -> Figure:
             )
     return _figure(
         data,
-        x=_axis("Share of all gain") | {"tickformat": ".0%", "rangemode": "tozero"},
+        x=_axis("Share of all gain")
+        | {"tickformat": ".0%", "rangemode": "tozero", "nticks": 4, "tickangle": 0},
         y=_axis("")
         | {
             "categoryorder": "array",
@@ -109,7 +110,7 @@ def aucs(trees: TreesFacts) -> Figure:
         data,
         x=_axis("Trees"),
         y=_axis("AUC on held-out customers"),
-        legend={"x": 0.98, "y": 0.5, "xanchor": "right", "yanchor": "middle"},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         shapes=shapes,
     )
 

@@ -220,7 +220,8 @@ def offers(
     for name, changed in few:
         joint = joint_within(changed)
         if 1 <= joint < parameters.trees:
-            what = f"departments are asked for the first {joint} of {parameters.trees} trees{name}"
+            first = "tree" if joint == 1 else f"{joint} trees"
+            what = f"departments are asked for the first {first} of {parameters.trees}{name}"
             offer(what, {**changed, "joint_trees": joint})
     if parameters.growth == "depth":
         for depth in range(parameters.max_depth - 1, 1, -1):
@@ -235,7 +236,8 @@ def offers(
     for name, changed in few:
         trees = joint_within(changed)
         if 1 <= trees < parameters.trees:
-            offer(f"{trees} trees{name}", {**changed, "trees": trees, "joint_trees": None})
+            many = "1 tree" if trees == 1 else f"{trees} trees"
+            offer(f"{many}{name}", {**changed, "trees": trees, "joint_trees": None})
     return tuple(found)
 
 
