@@ -139,6 +139,7 @@ def rows() -> list[dict[str, Any]]:
     token_d = clock.cpu["grant"] * 1e3 / batch
     token_b = sum_of(clock.cpu, "request", "accept") * 1e3 / batch
     plain = clock.wall["bincount"]
+    by_cpu = sum_of(clock.cpu, "query", "answer", "open") / clock.cpu["bincount"]
 
     def row(name: str, value: float, unit: str, reference: float, note: str) -> dict[str, Any]:
         return {
@@ -153,7 +154,13 @@ def rows() -> list[dict[str, Any]]:
 
     both = "serialised messages included"
     return [
-        row("query_online", online, "s wall, both sides", plain, f"numpy.bincount; {both}"),
+        row(
+            "query_online",
+            online,
+            "s wall, both sides",
+            plain,
+            f"numpy.bincount; by CPU {by_cpu:.2f}; {both}",
+        ),
         row("hint", hint, "us CPU a row and feature", 0.15, "reference: target"),
         row("token", token_d, "ms CPU of the department", 6.0, f"reference: target; {both}"),
         row("token_bank", token_b, "ms CPU of the bank", 3.0, f"reference: target; {both}"),
