@@ -12,37 +12,40 @@ whole to one auditor (HPKE): it goes over any channel.
 
 from __future__ import annotations
 
-import io
-import json
-import re
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
-import numpy as np
 from pydantic import Field
 
 from clients import audited
-from clients.attempts import RECORD, SEED, AttemptFolder, first_seed
+from clients.attempts import RECORD
 from clients.audit import AuditLog
+from clients.bundles import (
+    Bundle,
+    BundleTranscript,
+    Data,
+    frame_name,
+    frame_place,
+    opened_members,
+    opened_of,
+    recorded_attempt,
+    unzipped,
+    zipped,
+)
 from clients.home import Home
-from clients.runner import pair_seeds
 from clients.store import Jobs, Store
 from clients.transcripts import StoredTranscript, lines_of, parse_lines
 from federation import escrow as escrows
 from federation import replay as checks
 from federation.audit import Action
-from federation.channel import read_frame
 from federation.envelope import Envelope, sign
 from federation.errors import IntegrityError, NotFound, Refused, UsageError
 from federation.escrow import SealedSeed
 from federation.objects import (
     Count,
-    CoverKind,
     DecimalText,
     Digest,
     JobManifest,
@@ -57,16 +60,9 @@ from federation.objects import (
     utc_text,
 )
 from federation.package import package_sha256
-from federation.registry import Cover
-from federation.replay import Account, Finding, Opened
-from federation.tables import BankData, CategoryColumn, Column, DepartmentData, NumberColumn
-from federation.tasks.cover import CoverRows
-from federation.transcript import Frame
+from federation.replay import Account, Finding
 from protocols import labels
 from protocols.streams import Randomness, encode
-
-MAX_MEMBER = 4 << 30
-_MEMBER = re.compile(r"[a-z0-9_.-]+(/[a-z0-9_.-]+){0,2}")
 
 # --- signed by auditors ---------------------------------------------------------------------------
 
@@ -126,43 +122,6 @@ class AuditStatement(SignedObject):
 # --- bundles --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class BundleTranscript:
-    """A transcript with the frames that a bundle holds."""
-
-    by_peer: Mapping[str, Sequence[Frame]] = field(repr=False)
-    bodies: Mapping[tuple[str, int], bytes] = field(repr=False)
-
-    def peers(self) -> Sequence[str]:
-        """With whom there was a channel."""
-        return sorted(self.by_peer)
-
-    def frames(self, peer: str) -> Sequence[Frame]:
-        """All frames of a channel."""
-        return self.by_peer.get(peer, ())
-
-    def body(self, peer: str, number: int) -> bytes | None:
-        """A frame's bytes, if the bundle has them."""
-        return self.bodies.get((peer, number))
-
-
-@dataclass(frozen=True, slots=True)
-class Bundle:
-    """One party's account of one attempt, as it was handed over."""
-
-    manifest: JobManifest
-    account: Account
-    opened: Opened | None = field(default=None, repr=False)
-
-    @property
-    def org(self) -> str:
-        """Whose account it is."""
-        return self.account.record.org
-
-
-Data = Callable[[RunRecord], tuple[BankData | DepartmentData, CoverRows | None]]
-
-
 def pack(
     home: Home,
     store: Store,
@@ -179,7 +138,7 @@ def pack(
     draw: an auditor's, for the queries in it. opens: everything that this party's program ran on,
     from the gate. to: the auditor, for either. Raises NotFound, or Refused.
     """
-    folder, manifest = _attempt(home, store, job, attempt)
+    folder, manifest = recorded_attempt(home, store, job, attempt)
     envelope = Envelope.from_json((folder.path / RECORD).read_bytes())
     record = envelope.unverified(RunRecord)
     stored = StoredTranscript.of(folder.path)
@@ -203,16 +162,16 @@ def pack(
             body = stored.body(manifest.bank, number)
             if body is None:
                 raise NotFound("this node does not have the frame any more", party=home.org)
-            members[_frame_name(manifest.bank, number)] = body
+            members[frame_name(manifest.bank, number)] = body
             shown += 1
     if opens is not None and to is not None:
         for peer in stored.peers():
             for number in range(len(stored.frames(peer))):
                 if (body := stored.body(peer, number)) is not None:
-                    members[_frame_name(peer, number)] = body
+                    members[frame_name(peer, number)] = body
                     shown += 1
-        members |= _opened_members(home, manifest, record, folder, opens)
-    made = _zip(members)
+        members |= opened_members(home, manifest, record, folder, opens)
+    made = zipped(members)
     if to is None:
         return made
     with (audit := AuditLog(home, store)).together(now):
@@ -226,18 +185,18 @@ def pack(
             subject=to.encode(),
         )
     spki, _ = escrows.encrypt_key(home.trust(), to)
-    return _zip({"to": to.encode(), "sealed": escrows.seal_to(spki, made, _seal_info(to))})
+    return zipped({"to": to.encode(), "sealed": escrows.seal_to(spki, made, _seal_info(to))})
 
 
 def unpack(data: bytes, home: Home, now: datetime) -> Bundle:
     """A bundle, with the signatures of its bank and party; raises IntegrityError, Refused."""
-    members = _unzip(data)
+    members = unzipped(data)
     if "sealed" in members:
         to = members.get("to", b"").decode(errors="replace")
         if to != home.org:
             raise Refused(f"the bundle is sealed to {to}", party=home.org)
         key = home.key(Usage.ENCRYPT)
-        members = _unzip(escrows.open_sealed(key, members["sealed"], _seal_info(to)))
+        members = unzipped(escrows.open_sealed(key, members["sealed"], _seal_info(to)))
     try:
         signed = Envelope.from_json(members["manifest.json"])
         told = Envelope.from_json(members["record.json"])
@@ -263,9 +222,9 @@ def unpack(data: bytes, home: Home, now: datetime) -> Bundle:
             for name, content in members.items()
             if name.startswith("transcript/")
         },
-        {_frame_place(name): body for name, body in members.items() if name.startswith("frames/")},
+        {frame_place(name): body for name, body in members.items() if name.startswith("frames/")},
     )
-    return Bundle(manifest, Account(record, transcript, given), _opened_of(members, manifest))
+    return Bundle(manifest, Account(record, transcript, given), opened_of(members))
 
 
 # --- an auditor -----------------------------------------------------------------------------------
@@ -429,56 +388,7 @@ def _one_job(bundles: Sequence[Bundle]) -> dict[str, Bundle]:
     return by_org
 
 
-# --- pieces of bundles ----------------------------------------------------------------------------
-
-
-def gate_data(home: Home, store: Store, now: Callable[[], datetime], to: str) -> Data:
-    """A party's data of a run, from its gate."""
-    from clients.gate import Gate
-
-    def data(record: RunRecord) -> tuple[BankData | DepartmentData, CoverRows | None]:
-        admission = Gate(home, store, now).reopen(record, to)
-        manifest = admission.job.manifest
-        if home.org == manifest.bank:
-            cover = None
-            if manifest.cover.kind is not CoverKind.REGISTRY:
-                made = admission.cover
-                cover = CoverRows(made.registry, made.positions.astype(np.int32))
-            return admission.bank_data(), cover
-        return admission.department_data(_cover_given(home, manifest, record)), None
-
-    return data
-
-
-def _cover_given(home: Home, manifest: JobManifest, record: RunRecord) -> Cover | None:
-    """The rows that the bank named to this department in that attempt."""
-    if (kind := manifest.cover.kind) is CoverKind.REGISTRY:
-        return None
-    folder = AttemptFolder.of(home.runs(manifest.job), record.manifest, record.attempt)
-    stored = StoredTranscript.of(folder.path)
-    for number, frame in enumerate(stored.frames(manifest.bank)):
-        if frame.kind == CoverRows.__name__ and (body := stored.body(manifest.bank, number)):
-            rows = read_frame(body, CoverRows)[1]
-            return Cover(kind, rows.registry, rows.positions.astype(np.int64))
-    raise NotFound("this node does not have the bank's list of rows any more", party=home.org)
-
-
-def _attempt(
-    home: Home, store: Store, job: str, attempt: int | None
-) -> tuple[AttemptFolder, JobManifest]:
-    runs = home.runs(job)
-    found: list[tuple[int, AttemptFolder, JobManifest]] = []
-    for known in Jobs(store).of_name(job):
-        manifest = Envelope.from_json(known.envelope).unverified(JobManifest)
-        for number in range(1, manifest.limits.attempts + 1):
-            folder = AttemptFolder.of(runs, manifest.digest(), number)
-            if (folder.path / RECORD).is_file() and attempt in (None, number):
-                found.append((number, folder, manifest))
-    if not found:
-        what = f"no attempt of {job} was recorded here" if attempt is None else "no such attempt"
-        raise NotFound(what, party=home.org)
-    _, folder, manifest = found[-1]
-    return folder, manifest
+# --- helpers --------------------------------------------------------------------------------------
 
 
 def _drawn(
@@ -501,151 +411,8 @@ def _drawn(
     return [places[number] for number in said.drawn]
 
 
-def _opened_members(
-    home: Home, manifest: JobManifest, record: RunRecord, folder: AttemptFolder, opens: Data
-) -> dict[str, bytes]:
-    data, cover = opens(record)
-    members = {f"open/{SEED}": (folder.path / SEED).read_bytes()}
-    # Only where scores were rounded: it is this organisation's for all jobs.
-    if (
-        manifest.task == "scorecard"
-        and manifest.scorecard.openings
-        and isinstance(data, DepartmentData)
-    ):
-        members["open/rounding"] = home.rounding_secret()
-    if (first := first_seed(folder.path.parent, record.manifest)) and record.attempt > 1:
-        members["open/first"] = first
-    for peer, secret in pair_seeds(home, manifest, record.attempt).items():
-        members[f"open/pairs/{peer}"] = secret
-    for part, state in audited.copied_checkpoints(folder.path).items():
-        members[f"open/before/{part}.state"] = state
-    members |= _data_members(data)
-    if cover is not None:
-        members["open/cover.npz"] = _npz(registry=_bytes(cover.registry), rows=cover.positions)
-    return members
-
-
-def _data_members(data: BankData | DepartmentData) -> dict[str, bytes]:
-    arrays: dict[str, Any] = {"codes": data.codes}
-    if isinstance(data, BankData):
-        arrays |= {"positions": data.positions, "labels": data.labels}
-        if data.test is not None:
-            arrays["test"] = data.test
-    about: list[list[Any]] = []
-    for number, column in enumerate(data.columns):
-        if isinstance(column, CategoryColumn):
-            arrays[f"c{number}"] = column.codes
-            about.append([column.name, list(column.categories)])
-        else:
-            arrays[f"c{number}"] = column.values
-            about.append([column.name, None])
-    plain = {"columns": about, "rows": data.cover_rows if isinstance(data, BankData) else 0}
-    return {"open/data.json": json.dumps(plain).encode(), "open/data.npz": _npz(**arrays)}
-
-
-def _opened_of(members: Mapping[str, bytes], manifest: JobManifest) -> Opened | None:
-    if f"open/{SEED}" not in members:
-        return None
-    try:
-        about, arrays = json.loads(members["open/data.json"]), _arrays(members["open/data.npz"])
-        columns: list[Column] = []
-        for number, (name, categories) in enumerate(about["columns"]):
-            values = arrays[f"c{number}"]
-            if categories is None:
-                columns.append(NumberColumn(str(name), values.astype(np.float64)))
-            else:
-                texts = tuple(str(text) for text in categories)
-                columns.append(CategoryColumn(str(name), values.astype(np.int32), texts))
-        data: BankData | DepartmentData
-        if "positions" in arrays:
-            test = arrays.get("test")
-            data = BankData(
-                int(about["rows"]),
-                arrays["positions"],
-                arrays["codes"],
-                columns,
-                arrays["labels"],
-                test,
-            )
-        else:
-            data = DepartmentData(columns, arrays["codes"])
-        cover = None
-        if "open/cover.npz" in members:
-            listed = _arrays(members["open/cover.npz"])
-            cover = CoverRows(listed["registry"].tobytes(), listed["rows"])
-    except (KeyError, ValueError, TypeError, AttributeError):
-        raise IntegrityError("the opened part of the bundle is not well formed") from None
-    return Opened(
-        seed=members[f"open/{SEED}"],
-        data=data,
-        first_seed=members.get("open/first", b""),
-        pair_seeds=_below(members, "open/pairs/"),
-        rounding=members.get("open/rounding", b""),
-        before={
-            name.removesuffix(".state"): state
-            for name, state in _below(members, "open/before/").items()
-        },
-        cover=cover,
-    )
-
-
-def _below(members: Mapping[str, bytes], folder: str) -> dict[str, bytes]:
-    return {n.removeprefix(folder): body for n, body in members.items() if n.startswith(folder)}
-
-
-def _npz(**arrays: Any) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    return buffer.getvalue()
-
-
-def _arrays(data: bytes) -> dict[str, Any]:
-    with np.load(io.BytesIO(data), allow_pickle=False) as found:
-        return {name: found[name] for name in found.files}
-
-
-def _bytes(data: bytes) -> Any:
-    return np.frombuffer(data, np.uint8)
-
-
-def _frame_name(peer: str, number: int) -> str:
-    return f"frames/{peer}/{number:07d}"
-
-
-def _frame_place(name: str) -> tuple[str, int]:
-    _, peer, number = name.split("/") if name.count("/") == 2 else ("", "", "")
-    if not number.isdigit():
-        raise IntegrityError("the bundle has a frame without a place")
-    return peer, int(number)
-
-
 def _seal_info(to: str) -> bytes:
     return encode(labels.AUDIT_BUNDLE, to)
-
-
-def _zip(members: Mapping[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as file:
-        for name, content in members.items():
-            file.writestr(zipfile.ZipInfo(name), content)  # without a time: equal bytes
-    return buffer.getvalue()
-
-
-def _unzip(data: bytes) -> dict[str, bytes]:
-    """All members; stored ones only, so that a small file cannot become a large one."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as file:
-            infos = file.infolist()
-            if len({item.filename for item in infos}) != len(infos):
-                raise IntegrityError("the bundle has two members of one name")
-            for item in infos:
-                if item.compress_type != zipfile.ZIP_STORED or item.file_size > MAX_MEMBER:
-                    raise IntegrityError("the bundle has a member that is compressed or too large")
-                if not _MEMBER.fullmatch(item.filename):
-                    raise IntegrityError("the bundle has a member with a strange name")
-            return {item.filename: file.read(item) for item in infos}
-    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError):
-        raise IntegrityError("not a bundle, or damaged on the way") from None
 
 
 def read_file(path: Path) -> bytes:

@@ -11,8 +11,9 @@ import typer
 from clients.cli.common import JsonFlag, emit, open_home, read_envelope, say, table
 
 if TYPE_CHECKING:
+    from clients.bundles import Bundle
     from clients.home import Home
-    from clients.replay import AuditStatement, Bundle
+    from clients.replay import AuditStatement
 
 Bundles = Annotated[
     list[Path], typer.Argument(metavar="BUNDLE...", help="What parties made with `job bundle`.")
@@ -40,7 +41,7 @@ def bundle(
     as_json: JsonFlag = False,
 ) -> None:
     """Hand an auditor this party's account of a run; seed and data only with --open."""
-    from clients import replay
+    from clients import bundles, replay
     from clients.store import opened
     from federation.errors import UsageError
 
@@ -55,7 +56,7 @@ def bundle(
             now=_now(),
             attempt=attempt,
             draw=read_envelope(draw) if draw else None,
-            opens=replay.gate_data(home, store, _now, to or "") if is_open else None,
+            opens=bundles.gate_data(home, store, _now, to or "") if is_open else None,
             to=to,
         )
     _write(out, made)

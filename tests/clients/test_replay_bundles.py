@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,13 +16,13 @@ from typing import Any
 
 import pytest
 
-from clients import replay
+from clients import bundles, replay
 from clients.cli.main import call
 from clients.home import Home
 from clients.runner import Admission, Books, Outcome, Runner
 from clients.store import Jobs, Store
 from clients.transcripts import StoredTranscript
-from federation import fab
+from federation import escrow, fab
 from federation.api import TrainOrder, TrainReply
 from federation.checks import ApprovedJob
 from federation.envelope import Envelope, sign
@@ -30,10 +32,11 @@ from federation.package import package_sha256
 from federation.tables import BankData, DepartmentData
 from federation.tasks import registry
 from federation.tasks.party import Party
-from protocols import linear_query
+from protocols import labels, linear_query
 from protocols.books import MemoryAnswerBook, MemorySpentBook
 from protocols.row_key_books import MemoryAttemptBook, MemoryReplyBook
 from protocols.secagg_books import MemoryRoundBook
+from protocols.streams import encode
 from tests.attacks.test_replay_attacks import Biased
 from tests.clients.test_runner import Board, Entries, Queues
 from tests.federation.parties import CODES
@@ -138,12 +141,12 @@ class AuditedCity:
         return Outcome(b"{}")
 
     def bundle(self, org: str, *, opens: bool = False, **options: Any) -> bytes:
-        data: replay.Data = lambda record: (self.data[org], None)  # noqa: E731 - the gate's
+        data: bundles.Data = lambda record: (self.data[org], None)  # noqa: E731 - the gate's
         home, store = self.homes[org], self.stores[org]
         options |= {"opens": data} if opens else {}
         return replay.pack(home, store, self.manifest.job, now=datetime.now(UTC), **options)
 
-    def read(self, data: bytes, auditor: str = "audit-a") -> replay.Bundle:
+    def read(self, data: bytes, auditor: str = "audit-a") -> bundles.Bundle:
         return replay.unpack(data, self.homes[auditor], datetime.now(UTC))
 
     def shares(self, data: bytes, *auditors: str) -> list[Envelope]:
@@ -244,11 +247,11 @@ def test_a_changed_file_makes_no_evidence(city: AuditedCity) -> None:
     frames = {peer: list(bundle.account.transcript.frames(peer)) for peer in ("bank", "dept_1")}
     frames["bank"][3], frames["bank"][4] = frames["bank"][4], frames["bank"][3]
     kept = StoredTranscript.of(_folder(city, "dept_0"))
-    changed = replay.BundleTranscript(frames, {})
+    changed = bundles.BundleTranscript(frames, {})
     account = type(bundle.account)(bundle.account.record, changed, bundle.account.given)
     if kept.frames("bank")[3].is_sent == kept.frames("bank")[4].is_sent:
         with pytest.raises(IntegrityError, match="not the one that it signed"):
-            replay.replay(me, [replay.Bundle(bundle.manifest, account)], [], None, now)
+            replay.replay(me, [bundles.Bundle(bundle.manifest, account)], [], None, now)
     for broken in (b"", data[:-30], b"PK" + data[2:200]):
         with pytest.raises(IntegrityError):
             city.read(broken)
@@ -311,3 +314,32 @@ def test_a_department_with_another_matrix_ends_the_replay_with_code_4_and_its_na
     assert found.token == "/".join("00")
     for store in made.stores.values():
         store.close()
+
+
+def test_no_damaged_bundle_is_anything_but_refused_by_name(city: AuditedCity) -> None:
+    """Bits flipped, cut, lengthened or missing: an error that a command maps, never another one."""
+    rng, me = random.Random(7), city.homes["audit-a"]  # noqa: S311 - which bits, nothing secret
+    sealed = bundles.unzipped(city.bundle("dept_0", opens=True, to="audit-a"))["sealed"]
+    info = encode(labels.AUDIT_BUNDLE, "audit-a")
+    whole = bundles.unzipped(escrow.open_sealed(me.key(Usage.ENCRYPT), sealed, info))
+    outcomes = Counter[str]()
+    for _ in range(80):
+        members = dict(whole)
+        name = rng.choice([name for name in members if not name.startswith("frames/")])
+        content = bytearray(members.pop(name))
+        how = rng.randrange(4)
+        if how == 0:
+            content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        elif how == 1:
+            del content[rng.randrange(len(content)) :]
+        elif how == 2:
+            content += bytes(rng.randrange(1, 40))
+        if how < 3:
+            members[name] = bytes(content)
+        try:
+            bundle = city.read(bundles.zipped(members))
+            replay.replay(me, [bundle], [], None, datetime.now(UTC))
+            outcomes["replayed"] += 1  # it may still name the party
+        except (IntegrityError, NotFound) as error:
+            outcomes[type(error).__name__] += 1
+    assert outcomes["IntegrityError"] > 40
