@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,12 +144,15 @@ def summed(entries: Iterable[Disclosure]) -> tuple[Disclosure, ...]:
     return tuple(totals.values())
 
 
-def queries(me: str, bank: str, entries: Iterable[Disclosure]) -> int:
-    """Tokens that these entries stand for: a bank's go to all departments at once."""
+def queries(me: str, banks: Sequence[str], entries: Iterable[Disclosure]) -> int:
+    """Tokens that these entries stand for: a bank's go to all departments at once, and what several
+    banks ask a department is one statistic."""
     counts = [item for item in entries if item.what is What.QUERIES]
-    if me == bank:
+    if me in banks:
         return max((item.count for item in counts if item.source == me), default=0)
-    return sum(item.count for item in counts if item.to == me)
+    mine = [item for item in counts if item.to == me]
+    asked = max((item.count for item in mine if item.source in banks), default=0)
+    return asked + sum(item.count for item in mine if item.source not in banks)
 
 
 def all_of(job: Path, manifest: str) -> list[AttemptFolder]:

@@ -342,14 +342,16 @@ class Gate:
     def _reserve(self, job: ApprovedJob, party: JobParty, attempt: int, now: datetime) -> bytes:
         """Count the attempt's tokens before anything is opened; returns the salt of its record."""
         manifest = job.manifest
-        most = int(self._exposure_limit * manifest.limits.customers_min)
+        # Of several banks only sums over all of their customers open.
+        customers = manifest.limits.customers_min * len(manifest.banks)
+        most = int(self._exposure_limit * customers)
         wanted = Reservation(
             manifest=job.digest,
             attempt=attempt,
-            bank=manifest.bank,
+            bank=",".join(sorted(manifest.banks)),
             dataset=party.dataset or "",
             tokens=declared_tokens(manifest) if party.role is Role.DEPARTMENT else 0,
-            customers_min=manifest.limits.customers_min,
+            customers_min=customers,
             salt=secrets.token_bytes(32),
         )
         if party.role is Role.DEPARTMENT:
@@ -362,7 +364,7 @@ class Gate:
         if entered is None:
             text = f"{total} tokens before, {wanted.tokens} declared, at most {most}"
             raise Refused(f"exposure: {text}", code=RefusalCode.INSUFFICIENT_BUDGET)
-        if total > EXPOSURE_WARNS * manifest.limits.customers_min:
+        if total > EXPOSURE_WARNS * customers:
             extra = {"manifest": job.digest, "dataset": wanted.dataset, "tokens": total}
             log.warning("exposure above the warning level", extra=extra)
         self._log_intent(job.digest, attempt, now, entered)

@@ -329,7 +329,7 @@ class Runner:
             committed=audited.kept_commitments(folder.path),
             transcript=StoredTranscript.of(folder.path).signed(),  # may lack the very last frame
             disclosures=_lines(entries),
-            tokens=queries(self._home.org, manifest.bank, entries),
+            tokens=queries(self._home.org, manifest.banks, entries),
             output=None,
             outcome="failed",
             stage=stage,
@@ -666,7 +666,7 @@ class _Job:
         """What this party really did, for its signature."""
         traffic = {peer: channel.traffic for peer, channel in self.channels.items()}
         entries = self._party.ledger.entries() if self._party is not None else ()
-        output, tokens = None, queries(self.me, self.manifest.bank, entries)
+        output, tokens = None, queries(self.me, self.manifest.banks, entries)
         if outcome is not None:
             output, tokens = output_digest(self._output_salt, outcome.model), outcome.tokens
         return RunRecord(

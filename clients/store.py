@@ -26,6 +26,7 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    ColumnElement,
     Engine,
     ForeignKey,
     Integer,
@@ -56,7 +57,7 @@ from protocols.books import BatchId, StoredAnswer, TokenId
 from protocols.errors import ProtocolError
 from protocols.row_key_books import REFUSALS_MAX, Attempt, StoredReply
 
-HEAD = "0006"  # the newest migration; a test holds it to the scripts
+HEAD = "0007"  # the newest migration; a test holds it to the scripts
 BUSY_TIMEOUT_S = 30  # how long a command waits for another one's transaction
 
 # --- model ----------------------------------------------------------------------------------------
@@ -141,7 +142,7 @@ class ExposureRow(Base):
 
     manifest: Mapped[str] = mapped_column(String(64), primary_key=True)
     attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    bank: Mapped[str] = mapped_column(String(32))
+    bank: Mapped[str] = mapped_column(Text)  # several that opened sums together: with commas
     dataset: Mapped[str] = mapped_column(String(64))  # outlives the dataset: no foreign key
     tokens: Mapped[int] = mapped_column(BigInteger)
     customers_min: Mapped[int] = mapped_column(BigInteger)
@@ -859,7 +860,11 @@ def _job(session: Session, row: JobRow) -> StoredJob:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """What one attempt of a job may spend on a dataset."""
+    """What one attempt of a job may spend on a dataset.
+
+    bank: who opens; of a job of several banks all of them, in order, with commas between.
+    customers_min: of all of them together.
+    """
 
     manifest: str
     attempt: int
@@ -966,16 +971,26 @@ class Exposure:
 
 
 def _weighed(session: Session, bank: str, dataset: str, customers_min: int) -> Fraction:
-    mine = (ExposureRow.bank == bank, ExposureRow.dataset == dataset)
-    query = select(ExposureRow.customers_min, func.sum(ExposureRow.tokens)).where(*mine)
-    rows = session.execute(query.group_by(ExposureRow.customers_min)).all()
-    return sum((Fraction(int(n) * customers_min, low) for low, n in rows), Fraction(0))
+    """Of several banks the one that has seen most."""
+    query = select(ExposureRow.customers_min, func.sum(ExposureRow.tokens))
+    most = Fraction(0)
+    for name in bank.split(","):
+        mine = query.where(_saw(name), ExposureRow.dataset == dataset)
+        rows = session.execute(mine.group_by(ExposureRow.customers_min)).all()
+        found = sum((Fraction(int(n) * customers_min, low) for low, n in rows), Fraction(0))
+        most = max(most, found)
+    return most
 
 
 def _tokens(session: Session, bank: str, dataset: str) -> int:
     query = select(func.coalesce(func.sum(ExposureRow.tokens), 0))
-    rows = query.where(ExposureRow.bank == bank, ExposureRow.dataset == dataset)
-    return int(session.scalar(rows) or 0)
+    mine = (query.where(_saw(name), ExposureRow.dataset == dataset) for name in bank.split(","))
+    return max(int(session.scalar(rows) or 0) for rows in mine)
+
+
+def _saw(bank: str) -> ColumnElement[bool]:
+    """Rows of jobs in which the bank took part, by itself or with others."""
+    return ("," + ExposureRow.bank + ",").contains(f",{bank},", autoescape=True)
 
 
 # --- token books ----------------------------------------------------------------------------------
@@ -1053,10 +1068,14 @@ class SqlAnswerBook:
                 raise ProtocolError("the token has another answer")
 
     def tokens(self, manifest: str, attempt: int) -> int:
-        """How many tokens an attempt spent here, all queriers together."""
+        """How many tokens an attempt spent here, all queriers together.
+
+        The shares that several banks get of one statistic are one equation, and count once.
+        """
         mine = (AnswerRow.manifest == manifest, AnswerRow.attempt == attempt)
+        one = select(AnswerRow.matrix, AnswerRow.batch, AnswerRow.place).where(*mine).distinct()
         with self._store.reading() as session:
-            return session.scalar(select(func.count()).select_from(AnswerRow).where(*mine)) or 0
+            return session.scalar(select(func.count()).select_from(one.subquery())) or 0
 
 
 def _batch_key(batch: BatchId) -> dict[str, Any]:

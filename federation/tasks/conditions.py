@@ -29,7 +29,7 @@ def require_hidden(manifest: JobManifest, org: str, tokens_before: int) -> None:
         check_parameters(
             parameters,
             layout,
-            customers=manifest.limits.customers_max,
+            customers=manifest.limits.customers_max * len(manifest.banks),
             tokens_before=tokens_before,
         )
     except ParameterError as error:
