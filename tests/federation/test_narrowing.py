@@ -75,6 +75,13 @@ def test_what_the_bank_proposes_anew_meets_what_was_asked_and_changes_nothing_el
     assert set(new.party("tax").fields) == {"paid", "late"} - set(asked.drop_fields)
 
 
+def test_who_can_audit_a_job_stays_when_it_is_narrowed() -> None:
+    named = text().replace("[limits]", '[audit]\nauditors = ["aud-a", "aud-b"]\n\n[limits]', 1)
+    manifest = again(build(named), ("tax", Narrowing(attempts=1)))
+    assert manifest.limits.attempts == 1
+    assert manifest.audit.auditors == ("aud-a", "aud-b")
+
+
 def test_a_job_that_was_not_narrowed_comes_again_as_it_was() -> None:
     for base in (REFUSED, TREES):
         assert unlike(base, again(base)) == ()
