@@ -15,10 +15,13 @@ import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import TypeVar
 
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from clients.store import (
+    Base,
     ConsentEventRow,
     ConsentRow,
     CutsRow,
@@ -46,6 +49,8 @@ from federation.objects import OrgKind, Usage, utc_text
 from federation.trust import TrustStore
 from federation.verification import NONCE_KEPT
 from protocols.streams import encode
+
+R = TypeVar("R", bound=Base)
 
 GIVEN, HELD, MET = "given", "held", "met"
 CUTS_KEPT = 64
@@ -274,13 +279,13 @@ class Debits:
     def uses(self, grant: str) -> tuple[int, str | None]:
         """How often a grant was used here, and when last."""
         with self._store.reading() as session:
-            row = session.get(ConsentRow, grant)
+            row = _get(session, ConsentRow, grant)
             return (0, None) if row is None else (row.uses, row.last_use)
 
     def use(self, grant: str, now: datetime) -> int:
         """Count one use; how many there are then. The grant is kept before."""
         with self._store.writing(ConsentRow) as session:
-            row = session.get(ConsentRow, grant)
+            row = _get(session, ConsentRow, grant)
             if row is None:
                 raise RuntimeError("a grant is kept before it is used")
             row.uses += 1
@@ -291,7 +296,7 @@ class Debits:
     def scope(self, subject: str, *place: str) -> str:
         """The name of a budget; makes the subject's salt when there is none."""
         with self._store.writing(SubjectSaltRow) as session:
-            row = session.get(SubjectSaltRow, subject)
+            row = _get(session, SubjectSaltRow, subject)
             if row is None:
                 row = SubjectSaltRow(subject=subject, salt=secrets.token_bytes(32))
                 session.add(row)
@@ -302,7 +307,7 @@ class Debits:
     def token(self, subject: str, *words: str) -> str:
         """Stands for a text that was compared, in what is kept of it."""
         with self._store.reading() as session:
-            row = session.get(SubjectSaltRow, subject)
+            row = _get(session, SubjectSaltRow, subject)
             if row is None:
                 raise RuntimeError("the subject's scope is made first")
             return _keyed(row.salt, "text", *words)
@@ -310,7 +315,7 @@ class Debits:
     def leak(self, scope: str, snapshot: str) -> Leak:
         """What was told on a scope; of another snapshot nothing is implied, but all is counted."""
         with self._store.reading() as session:
-            row = session.get(LeakRow, scope)
+            row = _get(session, LeakRow, scope)
             if row is None:
                 return Leak(0, Known())
             known = Known.from_plain(row.known) if row.snapshot == snapshot else Known()
@@ -319,28 +324,40 @@ class Debits:
     def put_leak(self, scope: str, snapshot: str, leak: Leak) -> None:
         """Keep what is debited, or known after an answer."""
         with self._store.writing(LeakRow) as session:
-            plain = leak.known.to_plain()
-            session.merge(
-                LeakRow(scope=scope, millibits=leak.millibits, snapshot=snapshot, known=plain)
-            )
+            row = _get(session, LeakRow, scope)
+            if row is None:
+                row = LeakRow(scope=scope)
+                session.add(row)
+                session.info.setdefault("held", []).append(row)
+            row.millibits, row.snapshot = leak.millibits, snapshot
+            row.known = leak.known.to_plain()
             session.flush()
 
     def cuts(self, scope: str) -> list[int]:
         """Which cut points were asked for, in order."""
         with self._store.reading() as session:
-            row = session.get(CutsRow, scope)
+            row = _get(session, CutsRow, scope)
             return list(row.cuts) if row is not None else []
 
     def asked_cut(self, scope: str, cut: int) -> list[int]:
         """Remember that a cut point was asked for; those before it and itself, each once."""
         with self._store.writing(CutsRow) as session:
-            row = session.get(CutsRow, scope)
+            row = _get(session, CutsRow, scope)
             cuts = list(row.cuts) if row is not None else []
             if cut not in cuts:
                 cuts = [*cuts, cut][-CUTS_KEPT:]
                 session.merge(CutsRow(scope=scope, cuts=cuts))
                 session.flush()
             return cuts
+
+
+def _get(session: Session, kind: type[R], key: str) -> R | None:
+    """A row, held until the transaction ends: the session itself forgets what nobody holds, and
+    would ask the database again at the next step of the same question."""
+    row = session.get(kind, key)
+    if row is not None:
+        session.info.setdefault("held", []).append(row)
+    return row
 
 
 def _keyed(salt: bytes, *words: str) -> str:

@@ -202,13 +202,25 @@ class Facts:
         self._settings = VerificationSettings.of(home)
         self._consents, self._debits = Consents(store), Debits(store)
         self._entries: dict[str, tuple[str, Dataset]] = {}
+        self._here: dict[str, Dataset | None] = {}
+        self._listed: StatusList | None = None
 
     def nonce_seen(self, verifier: str, nonce: str) -> bool:
         """Whether this verifier has used it."""
         return self._debits.nonce_seen(verifier, nonce)
 
+    def begin(self) -> None:
+        """A new batch: what is looked up once in it may be another thing in the next."""
+        self._here.clear()
+        self._listed = None
+
     def entry(self, dataset: str) -> Dataset | None:
         """The own catalogue entry in force; None if it was never signed or does not verify."""
+        if dataset not in self._here:
+            self._here[dataset] = self._entry(dataset)
+        return self._here[dataset]
+
+    def _entry(self, dataset: str) -> Dataset | None:
         try:
             stored = self._store.entries.get(dataset)
             if stored.envelope is None or stored.digest is None:
@@ -235,7 +247,9 @@ class Facts:
 
     def status(self) -> StatusList | None:
         """The newest status list."""
-        return self._consents.status()
+        if self._listed is None:
+            self._listed = self._consents.status()
+        return self._listed
 
 
 @dataclass(slots=True)
@@ -295,6 +309,7 @@ class Provider:
         now, trust = self._now(), self._home.trust()
         policy = self._settings.policy(self._home.org, trust)
         self._refresh_keys(trust)
+        self._facts.begin()
         works = [self._check(parcel, trust, policy, now) for parcel in parcels]
         with self._audit.together(now):
             self._debits.forget_nonces(now)

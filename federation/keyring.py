@@ -36,6 +36,7 @@ class Keyring:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._trust: tuple[object, TrustStore] | None = None
+        self._own: tuple[object, Card] | None = None
 
     @classmethod
     def create(cls, path: Path, keys: Keys, card: Card) -> Keyring:
@@ -94,8 +95,14 @@ class Keyring:
         return _read_card(self.path / "card.json")
 
     def own(self) -> Card:
-        """The same, read."""
-        return self.card().unverified(Card)
+        """The same, read; again when the file changed."""
+        file = self.path / "card.json"
+        if not file.is_file():
+            raise _no_card(file)
+        state = (s := file.stat()).st_mtime_ns, s.st_size, s.st_ino
+        if self._own is None or self._own[0] != state:
+            self._own = state, self.card().unverified(Card)
+        return self._own[1]
 
     def trust(self) -> TrustStore:
         """Whom this organisation trusts, itself included; read again when a file changed."""
