@@ -12,9 +12,10 @@ from clients import calibration, jobs
 from clients.cli.common import table
 from clients.coordinator_client import CoordinatorClient
 from clients.home import Home
-from clients.store import Store
+from clients.store import Exposure, Jobs, Store
+from federation.envelope import Envelope
 from federation.estimate import Bins, Estimate, Speeds, estimate, usual_bins
-from federation.objects import JobManifest
+from federation.objects import Decision, JobManifest, Role
 from federation.report import size_text
 from federation.tasks import trees_plan
 
@@ -46,13 +47,34 @@ def of_job(home: Home, manifest: JobManifest, speeds: Speeds, bandwidth_bits: fl
     )
 
 
-def plain(found: Estimate, manifest: JobManifest) -> dict[str, Any]:
+def questions_before(home: Home, store: Store, manifest: JobManifest) -> int:
+    """What earlier jobs of this bank may have used of the dataset that was asked most.
+
+    An owner has counted it; the bank knows the most that its other manifests allow.
+    """
+    datasets = {p.org: p.dataset for p in manifest.parties if p.role is Role.DEPARTMENT}
+    own = datasets.get(home.org)
+    if own is not None:
+        return Exposure(store).tokens(manifest.bank, own)
+    asked = dict.fromkeys(datasets, 0)
+    for known in Jobs(store).all():
+        before = Envelope.from_json(known.envelope).unverified(JobManifest)  # kept when verified
+        is_ours = before.bank == manifest.bank and before.job != manifest.job
+        if is_ours and known.decision == Decision.APPROVE.value:
+            for party in before.parties:
+                if party.org in asked and datasets[party.org] == party.dataset:
+                    asked[party.org] += before.limits.tokens + before.limits.tokens_between
+    return max(asked.values(), default=0)
+
+
+def plain(found: Estimate, manifest: JobManifest, before: int = 0) -> dict[str, Any]:
     """For `--json`."""
     return {
         "job": found.job,
         "task": found.task,
         "questions": found.questions,
         "exposure": found.exposure,
+        "exposure_with_earlier_jobs": found.exposure + before / manifest.limits.customers_min,
         "bytes": found.total_bytes,
         "parties": {
             item.org: {
@@ -69,12 +91,12 @@ def plain(found: Estimate, manifest: JobManifest) -> dict[str, Any]:
         },
         "offers": [
             {"what": item.what, "questions": item.tokens, "exposure": item.exposure}
-            for item in _offers(manifest)
+            for item in _offers(manifest, before)
         ],
     }
 
 
-def text(found: Estimate, manifest: JobManifest) -> str:
+def text(found: Estimate, manifest: JobManifest, before: int = 0) -> str:
     """For a person."""
     rows = [
         [
@@ -93,10 +115,11 @@ def text(found: Estimate, manifest: JobManifest) -> str:
         "",
         f"time      about {_duration(computing)} of computing on machines like this one, and "
         f"{_duration(transport)} of transport",
-        f"exposure  {found.exposure:.4f} of this job alone; departments' gates refuse above "
-        f"{trees_plan.EXPOSURE_REFUSES}",
+        f"exposure  {found.exposure:.4f} of this job alone, "
+        f"{found.exposure + before / manifest.limits.customers_min:.4f} at most with earlier ones; "
+        f"departments' gates refuse above {trees_plan.EXPOSURE_REFUSES}",
     ]
-    if offers := _offers(manifest):
+    if offers := _offers(manifest, before):
         lines = [[item.what, f"{item.tokens:,}", f"{item.exposure:.4f}"] for item in offers]
         parts += ["", table(["settings within the budget", "questions", "exposure"], lines)]
     elif manifest.task == "trees":
@@ -107,10 +130,10 @@ def text(found: Estimate, manifest: JobManifest) -> str:
 # --- pieces ---------------------------------------------------------------------------------------
 
 
-def _offers(manifest: JobManifest) -> Sequence[trees_plan.Offer]:
+def _offers(manifest: JobManifest, before: int) -> Sequence[trees_plan.Offer]:
     if manifest.task != "trees":
         return ()
-    return trees_plan.offers(manifest.trees, manifest.limits.customers_min)
+    return trees_plan.offers(manifest.trees, manifest.limits.customers_min, tokens_before=before)
 
 
 def _duration(seconds: float) -> str:

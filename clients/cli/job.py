@@ -115,9 +115,11 @@ def estimate(
     home, store = _home_and_store()
     with _client(home) as client:
         manifest = estimates.manifest_of(home, store, client, job, _now())
+    before = estimates.questions_before(home, store, manifest)
     speeds = estimates.speeds(home, _now(), again=calibrate, say=say)
     found = estimates.of_job(home, manifest, speeds, 1e6 * line)
-    emit(estimates.plain(found, manifest), as_json, lambda: estimates.text(found, manifest))
+    plain = estimates.plain(found, manifest, before)
+    emit(plain, as_json, lambda: estimates.text(found, manifest, before))
 
 
 @app.command()

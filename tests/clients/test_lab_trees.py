@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,7 @@ def test_a_person_reads_what_limits_cost(
     assert code == 0, err
     for text in ("joint", "a job's usual limits", "questions", "thresholds open", "2 trees"):
         assert text in out
+    assert re.search(r"about [0-9.]+ .B between the parties", err)
     assert "leaf by leaf to 6 leaves" in page.read_text(encoding="utf-8")
 
 

@@ -31,10 +31,16 @@ def make(folder: Path, *, bads: bool = True) -> tuple[Path, Path]:
     return folder / "table.csv", folder / "spec.json"
 
 
-def test_processes_give_the_figures_and_the_bytes_of_one_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("task", "settings"),
+    [("scorecard", {}), ("trees", {"trees": "3", "max_depth": "3", "max_bins": "8"})],
+)
+def test_processes_give_the_figures_and_the_bytes_of_one_process(
+    task: str, settings: dict[str, object], tmp_path: Path
+) -> None:
     files = make(tmp_path)
-    one = lab.try_table(*files, seed=5).summary()
-    many = lab.try_table(*files, seed=5, processes=True).summary()
+    one = lab.try_table(*files, task=task, settings=settings, seed=5).summary()
+    many = lab.try_table(*files, task=task, settings=settings, seed=5, processes=True).summary()
     assert many.pop("seconds")["total"] > 0
     one.pop("seconds")
     assert many == one

@@ -209,6 +209,10 @@ def test_the_draft_of_trees_begins_within_the_budget(city: City) -> None:
     city.box.run("bank", "job", "new", "other", *whose, "--out", out)
     said = city.box.run("bank", "job", "estimate", out, "--json").json()
     assert said["exposure"] <= 0.05
+    # The job of before counts too, by what its manifest allowed.
+    used = tokens_of(TreesParameters.model_validate(SETTINGS))
+    customers = said["questions"] / said["exposure"]
+    assert said["exposure_with_earlier_jobs"] == pytest.approx(said["exposure"] + used / customers)
     assert "# exposure 0.0" in Path(out).read_text()
 
 
