@@ -208,6 +208,8 @@ def unpack(data: bytes, home: Home, now: datetime) -> Bundle:
     record = trust.verify(told, RunRecord, Usage.RUN, now).object
     if record.manifest != manifest.digest():
         raise IntegrityError("the bundle's record is of another job", party=record.org)
+    if record.org not in (manifest.bank, *manifest.departments):
+        raise IntegrityError("the bundle is of nobody who took part in the job", party=record.org)
     if manifest.package_sha256 != package_sha256():
         todo = f"install the release that ran: {manifest.package_sha256}"
         raise Refused("this is another release than the job's", party=home.org, todo=todo)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -91,11 +92,12 @@ def draw(
     from federation.errors import UsageError
 
     try:
-        is_part = 0 < float(part) <= 1
-    except ValueError:
-        is_part = False
-    if not is_part:
+        value = Decimal(part)
+    except InvalidOperation:
+        value = Decimal(0)
+    if not (value.is_finite() and 0 < value <= 1):
         raise UsageError("a part is above 0 and at most 1: 0.05")
+    part = format(value, "f")
     home = open_home()
     given = [_bundle(home, file) for file in bundles]
     made = replay.draw(home, given, [read_envelope(f) for f in shares or ()], of, part, _now())

@@ -27,7 +27,7 @@ from federation.api import TrainOrder, TrainReply
 from federation.checks import ApprovedJob
 from federation.envelope import Envelope, sign
 from federation.errors import IntegrityError, NotFound, Refused, UsageError
-from federation.objects import AuditRule, Usage, utc_text
+from federation.objects import AuditRule, RunRecord, Usage, utc_text
 from federation.package import package_sha256
 from federation.tables import BankData, DepartmentData
 from federation.tasks import registry
@@ -287,6 +287,15 @@ def test_the_commands_do_the_same(city: AuditedCity, tmp_path: Path) -> None:
     assert run("audit-a", *arguments) == 0
     assert run("bank", "audit", "statement", statement, "--json") == 0
     assert json.loads(Path(statement).read_bytes())["payloadType"].endswith("statement.v1+json")
+    for part in ("2", "0", "-1", "nan", "inf", "much"):
+        wrong = ("--of", "dept_1", "--part", part, "--out", drawn)
+        assert run("audit-a", "audit", "draw", *given, *wrong) == 2
+    half = str(tmp_path / "half.json")
+    plain = [str(file) for file in files.values()]
+    more = ("--of", "dept_1", "--part", ".5", *shares, "--out", half)
+    assert run("audit-a", "audit", "draw", *plain, *more) == 0
+    said = Envelope.from_json(Path(half).read_bytes()).unverified(replay.AuditDraw)
+    assert (said.share, len(said.drawn)) == ("0.5", said.total // 2)
     # a copy of another attempt or job, a stranger's file, nothing at all
     assert run("audit-a", "job", "replay", str(tmp_path / "none"), "--json") == 2
     assert run("audit-a", "job", "replay", statement) == 4
@@ -343,3 +352,16 @@ def test_no_damaged_bundle_is_anything_but_refused_by_name(city: AuditedCity) ->
         except (IntegrityError, NotFound) as error:
             outcomes[type(error).__name__] += 1
     assert outcomes["IntegrityError"] > 40
+
+
+def test_a_record_of_somebody_who_took_no_part_is_no_account(city: AuditedCity) -> None:
+    stranger = city.homes["audit-b"]
+    members = bundles.unzipped(city.bundle("dept_0"))
+    record = Envelope.from_json(members["record.json"]).unverified(RunRecord)
+    other = sign(record.model_copy(update={"org": "audit-b"}), stranger.key(Usage.RUN))
+    with pytest.raises(IntegrityError, match=r"audit-b.*nobody who took part"):
+        city.read(bundles.zipped(members | {"record.json": other.to_json()}))
+    elsewhere = record.model_copy(update={"manifest": "ab" * 32})
+    signed = sign(elsewhere, city.homes["dept_0"].key(Usage.RUN))
+    with pytest.raises(IntegrityError, match=r"dept_0.*another job"):
+        city.read(bundles.zipped(members | {"record.json": signed.to_json()}))
