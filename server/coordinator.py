@@ -253,6 +253,7 @@ class Coordinator:
             for chore in (
                 self.admitted.network.tend,
                 self._follow_trust,
+                self._follow_runs,
                 self.governance.tend,
                 self._keep_relay,
             ):
@@ -275,6 +276,10 @@ class Coordinator:
             self.tls.trust(trust.tls_ca(org) for org in trust)
             self.governance.publish_membership()
             log.info("trust changed", extra={"organisations": len(trust)})
+
+    def _follow_runs(self) -> None:
+        for run_id in self.launcher.ended():
+            self.governance.process_ended(run_id)
 
     def _keep_relay(self) -> None:
         if self.relay is not None and not self.relay.is_alive():

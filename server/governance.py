@@ -455,6 +455,17 @@ class Governance:
         self._announce()
         self.tend()
 
+    def process_ended(self, run_id: int) -> None:
+        """A run's ServerApp is gone; one that has not reported the end is tried again.
+
+        Flower would find out by itself, when its heartbeat has stayed away for a minute.
+        """
+        with self._store.read() as session:
+            row = session.scalar(sa.select(JobRow).where(JobRow.run_id == str(run_id)))
+            is_cut_off = row is not None and row.status == JobStatus.RUNNING
+        if is_cut_off and self._flower.status(run_id) not in ENDED:
+            self._flower.stop_run(run_id)
+
     def tend(self) -> None:
         """Start what can start, expire what is too old, follow up what died. Called often."""
         now = self._now()

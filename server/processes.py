@@ -37,16 +37,22 @@ class Launcher:
         self._party_wait_s = party_wait_s
         self._lock = threading.Lock()
         self._spare: list[subprocess.Popen[bytes]] = []
-        self._busy: list[subprocess.Popen[bytes]] = []
+        self._busy: list[tuple[subprocess.Popen[bytes], int]] = []  # and its run
 
     def tend(self) -> None:
         """Start spares, reap who ended. Called now and then, not by `launch`: starting a spare
         costs 1.5 CPU seconds, just when the job needs them."""
         with self._lock:
-            self._busy = [worker for worker in self._busy if worker.poll() is None]
             self._spare = [worker for worker in self._spare if worker.poll() is None]
             while len(self._spare) < self._wanted:
                 self._spare.append(self._start())
+
+    def ended(self) -> list[int]:
+        """The runs whose processes have ended since this was asked last."""
+        with self._lock:
+            gone = [run_id for worker, run_id in self._busy if worker.poll() is not None]
+            self._busy = [item for item in self._busy if item[1] not in gone]
+        return gone
 
     def launch(self, task: Task) -> None:
         """Give the task to a spare process, or to a new one."""
@@ -66,7 +72,7 @@ class Launcher:
             alive = [worker for worker in self._spare if worker.poll() is None]
             worker = alive.pop() if alive else self._start()
             self._spare = alive
-            self._busy.append(worker)
+            self._busy.append((worker, task.run_id))
         if worker.stdin is None:
             raise RuntimeError("a worker is started with a pipe")
         # not in argv or environment: others could read it

@@ -354,6 +354,19 @@ def test_a_serverapp_that_died_gets_another_attempt(site: Governed) -> None:
     assert (site.status(manifest), len(site.launched)) == ("running", 2)
 
 
+def test_a_serverapp_whose_process_ended_is_not_waited_for(site: Governed) -> None:
+    manifest = site.running()
+    site.governance.process_ended(site.launched[0].run_id)
+    for _ in range(2):
+        site.governance.tend()
+    assert (site.status(manifest), len(site.launched)) == ("running", 2)
+    site.report(**{"bank-a": "failed", "tax": "lost", "court": "lost"})
+    before = site.governance.job("tax", site.name(manifest))
+    site.governance.process_ended(site.launched[1].run_id)  # it had reported the end
+    site.governance.tend()
+    assert site.governance.job("tax", site.name(manifest)).status == before.status == "failed"
+
+
 def test_a_report_on_an_older_run_is_ignored(site: Governed) -> None:
     manifest = site.running()
     old = site.launched[0].run_id
