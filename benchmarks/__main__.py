@@ -16,7 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ALL = ("linear_query", "row_keys", "scorecard", "trees", "secagg", "relay", "peers")
+ALL = ("linear_query", "row_keys", "scorecard", "trees", "secagg", "relay", "verification", "peers")
 OUT = Path("out/bench.json")
 
 

@@ -1,4 +1,4 @@
-"""The page on which an enterprise reads a grant and signs it, on a phone as well (ADR 9).
+"""The page on which an enterprise reads a grant and signs it, on a phone as well (ADR 11).
 
 One file without a network: its policy allows its own script and nothing else, so whoever hands it
 out cannot see what is signed, and the key is one that the browser does not give out.

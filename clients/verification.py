@@ -51,6 +51,7 @@ from federation.verification import (
     Policy,
     Progress,
     Reply,
+    Standing,
     VerificationRequest,
     check_asked,
 )
@@ -310,7 +311,8 @@ class Provider:
         policy = self._settings.policy(self._home.org, trust)
         self._refresh_keys(trust)
         self._facts.begin()
-        works = [self._check(parcel, trust, policy, now) for parcel in parcels]
+        stopped, standing = self._why_not(now), self._home.standing()
+        works = [self._check(item, trust, policy, standing, now, stopped) for item in parcels]
         with self._audit.together(now):
             self._debits.forget_nonces(now)
             for work in works:
@@ -339,15 +341,32 @@ class Provider:
 
     # --- 1 to 10 ----------------------------------------------------------------------------------
 
-    def _check(self, parcel: Parcel, trust: TrustStore, policy: Policy, now: datetime) -> _Work:
+    def _why_not(self, now: datetime) -> LianmoError | None:
+        """Why this node answers nothing at all just now: its clock, its witnesses."""
+        try:
+            self._audit.require_clock(now)
+            if self._ready is not None:
+                self._ready(now)
+        except LianmoError as error:
+            return error
+        return None
+
+    def _check(
+        self,
+        parcel: Parcel,
+        trust: TrustStore,
+        policy: Policy,
+        standing: Standing,
+        now: datetime,
+        stopped: LianmoError | None,
+    ) -> _Work:
         work = _Work(parcel, hashlib.sha256(parcel.sealed).hexdigest())
         work.reply_key = _encrypt_key(trust, parcel.sender)
         try:
             content = self._open(parcel)
             kind = self._service(content, work.progress).kind
-            self._audit.require_clock(now)
-            if self._ready is not None:
-                self._ready(now)
+            if stopped is not None:
+                raise Denied(Check.FRESH, Reason.of(stopped), stopped.what)
             asked = check_asked(
                 content,
                 parcel.sender,
@@ -356,7 +375,7 @@ class Provider:
                 policy=policy,
                 facts=self._facts,
                 now=now,
-                standing=self._home.standing(),
+                standing=standing,
                 progress=work.progress,
             )
             work.reply_key = _encrypt_key(trust, parcel.sender, asked.request.reply_key)
@@ -366,8 +385,6 @@ class Provider:
             work.asked = asked
         except Denied as error:
             work.denied = error
-        except LianmoError as error:  # of this node's own state: its clock, its witnesses
-            work.denied = Denied(Check.FRESH, Reason.of(error), error.what)
         return work
 
     def _open(self, parcel: Parcel) -> bytes:

@@ -6,7 +6,7 @@ Terms        what a bank drafts and an enterprise reads; the notice is a functio
 Grant        the terms with who signed them; pauses, resumptions and the revocation follow as signed
              events, and the state is a pure function of these and the clock
 Subject      an enterprise's key is known by its card, which it signs itself, and a certificate on
-             that card by somebody whom the *provider* lists in its own settings (ADR 9)
+             that card by somebody whom the *provider* lists in its own settings (ADR 11)
 Status list  the platform's word on which events there are; it counts at a provider once every one
              of them is there, and without a fresh one the provider refuses. So nobody can hold a
              revocation back for longer than a list lives, nor make one up
@@ -477,7 +477,7 @@ class StatusList(SignedObject):
     """Which events and revoked certificates there are, by the first 16 bytes of their digests.
 
     Digests, and not a bitmap: whoever drafts a grant cannot know a free place in one, and whether
-    an event is the subject's is judged where the grant is known, at the provider (ADR 9).
+    an event is the subject's is judged where the grant is known, at the provider (ADR 11).
     """
 
     kind: ClassVar[str] = "status-list"
