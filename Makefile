@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help dev lint format test faults bench demo warm clean
+.PHONY: help dev lint format test faults bench demo example-neural example-hybrid warm clean
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(READY): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -23,6 +23,12 @@ warm: $(READY)  ## compile the numeric kernels once, so that no process has to
 
 demo: $(READY)  ## a city's bank and three departments train a shared credit model, over real processes
 	@$(BIN)/python -m examples.city.demo
+
+example-neural: $(READY)  ## three banks train one network, without and with a privacy budget
+	@$(BIN)/python -m examples.neural.neural
+
+example-hybrid: $(READY)  ## three banks and three departments: one scorecard, one model of trees
+	@$(BIN)/python -m examples.hybrid.hybrid
 
 test: $(READY)  ## all tests
 	@$(BIN)/python -m pytest -q

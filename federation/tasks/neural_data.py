@@ -23,7 +23,7 @@ from federation.tasks.secure_sum import Pool
 
 LARGEST = 710.0  # log of the largest float
 PRIVATE_LARGEST = 32.0  # with a budget: log of 8e13; larger values count as this
-RESOLUTION = 2.0**-20
+STEPS = 2.0**50  # that a sum's range is told in: fine for any number of customers
 DEVIATION_MIN = 1e-6
 
 Floats32 = NDArray[np.float32]
@@ -100,7 +100,7 @@ def scaling_over(pool: Pool, numbers: NDArray[np.float64], customers_max: int) -
         [(~np.isnan(numbers)).sum(axis=0), known.sum(axis=0), (known**2).sum(axis=0)]
     ).astype(np.float64)
     most = LARGEST**2 * customers_max
-    total = pool.reals("scaling", sums, most, RESOLUTION)
+    total = pool.reals("scaling", sums, most, most / STEPS)
     count = np.maximum(total[0], 1.0)
     mean = total[1] / count
     variance = np.maximum(total[2] / count - mean**2, 0.0)

@@ -153,3 +153,14 @@ def test_less_noise_than_the_budget_needs_is_refused() -> None:
 def test_two_banks_are_too_few() -> None:
     with pytest.raises(UsageError, match="three banks"):
         local_neural_manifest(banks(2), parameters())
+
+
+def test_scaling_has_room_for_a_million_customers() -> None:
+    from federation.tasks.neural_data import LARGEST, STEPS
+    from protocols.fixed_point import FixedPoint
+
+    for customers in (10, 13_000, 10_000_000):
+        most = LARGEST**2 * customers
+        scale = FixedPoint(most, most / STEPS)
+        assert 100 * scale.bound < 1 << 63  # as many banks
+        assert scale.resolution < 1e-2  # of a sum over so many

@@ -1,0 +1,1 @@
+"""Several banks and several departments: one scorecard, one model of trees."""

@@ -1,0 +1,1 @@
+"""Several banks with the same fields: one shared network."""
