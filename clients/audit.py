@@ -6,10 +6,11 @@ the file `log/audit.checkpoint` too, so that a database which lost its end is fo
     together    a change of state and its entry: both in one transaction, or neither
     verify      tree, chain, checkpoints; then the state that follows from the entries, against the
                 tables. The node does so at its start and does not serve if they differ
-    receipt     proof of one entry for others; `uncosigned`, since there are no witnesses yet
+    receipt     proof of one entry for others; `cosigned` once witnesses have seen a checkpoint over
+                it (clients/witnessing.py), `uncosigned` before
 
-Who holds database, files and log key can still write another history as a whole. That shows when it
-meets a receipt or checkpoint that somebody else kept: `require_holds`.
+Who holds database, files and log key can still write another history as a whole. Its witnesses then
+cosign no more; and it shows when it meets a receipt or checkpoint from before: `require_holds`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import fcntl
 import os
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,6 +30,7 @@ from sqlalchemy import delete, func, select
 from clients import consent
 from clients.home import Home
 from clients.store import BUSY_TIMEOUT_S, AuditRow, AuditSaltRow, CheckpointRow, Store
+from clients.witness_book import OwnCheckpoint
 from federation.audit import (
     ACTION_OF_DECISION,
     SALT_BYTES,
@@ -43,10 +45,9 @@ from federation.audit import (
     commit,
     exposure_scope,
     first_hash,
-    log_origin,
-    public_key,
     require_chain,
 )
+from federation.checkpoints import log_origin, public_key, read_note
 from federation.envelope import Envelope
 from federation.errors import (
     IntegrityError,
@@ -314,15 +315,16 @@ class AuditLog:
         return merkle.SignedCheckpoint.from_text(note)
 
     def receipt(self, seq: int) -> Receipt:
-        """Proof of one entry under the newest checkpoint."""
+        """Proof of one entry: under a cosigned checkpoint if there is one over it."""
         return self.receipts([self.entry(seq)])[0]
 
     def receipts(self, entries: Sequence[AuditEntry]) -> list[Receipt]:
-        """Proofs of several entries of this log, all under the newest checkpoint."""
+        """Proofs of several entries of this log, all under one checkpoint."""
         with self._alone():
             self._read_on()
             self._require_file(self._tree)
-            signed = self.checkpoint()
+            cosigned = self._cosigned(max((entry.seq for entry in entries), default=0))
+            signed = cosigned or self.checkpoint()
             size = signed.checkpoint.size
             proofs = [
                 merkle.Receipt(e.seq, tuple(self._tree.inclusion_proof(e.seq, size)), signed)
@@ -330,7 +332,7 @@ class AuditLog:
             ]
         key_id, card = self._key_id(signed), self._card
         return [
-            Receipt.of(card, key_id, entry.payload(), proof)
+            Receipt.of(card, key_id, entry.payload(), proof, cosigned is not None)
             for entry, proof in zip(entries, proofs, strict=True)
         ]
 
@@ -346,6 +348,39 @@ class AuditLog:
         if _not_of(tree, point, "the receipt"):
             todo = "two histories of this log are signed: keep the receipt and call the auditor"
             raise IntegrityError("this log is not the one that the receipt shows", todo=todo)
+
+    # --- for witnesses ----------------------------------------------------------------------------
+
+    def published(
+        self, sizes: Iterable[int] = ()
+    ) -> tuple[merkle.SignedCheckpoint, dict[int, list[bytes]]]:
+        """The newest checkpoint, signed with the newest key, and its proofs from these sizes.
+
+        NotFound before the first entry; IntegrityError if the log is not what was signed before.
+        """
+        with self._alone():
+            self._read_on()
+            self._require_file(self._tree)
+            if not (size := len(self._tree)):
+                raise NotFound("the audit log has no entry yet")
+            point = merkle.Checkpoint(self.origin, size, self._tree.root())
+            signed = merkle.SignedCheckpoint.from_text(self._sign(point))
+            proofs = {s: self._tree.consistency_proof(s) for s in set(sizes) if 0 < s < size}
+        return signed, proofs
+
+    def holds(self, point: merkle.Checkpoint) -> bool:
+        """Whether this log begins with what a checkpoint of it says."""
+        with self._alone():
+            self._read_on()
+            return point.origin == self.origin and not _not_of(self._tree, point, "")
+
+    def _cosigned(self, seq: int) -> merkle.SignedCheckpoint | None:
+        """A cosigned checkpoint over the entry, of this very tree."""
+        note = OwnCheckpoint(self._store).state().note
+        signed = None if note is None else read_note(note)
+        if signed is None or signed.checkpoint.size <= seq:
+            return None
+        return None if _not_of(self._tree, signed.checkpoint, "") else signed
 
     # --- verification -----------------------------------------------------------------------------
 

@@ -5,9 +5,10 @@ Entry        one canonical JSON leaf; a closed schema of digests, enumerations a
 Commitment   what an entry is about, where that identifies somebody or could be guessed, enters as
              HMAC-SHA256 under a salt of its own, kept apart: without the salt it says nothing
 Receipt      leaf, C2SP tlog-proof and whose log it is; verifies with the organisation's card alone
-Security     a receipt proves that the log's key signed a tree with this entry at this place. Until
-             witnesses cosign, whoever holds that key can sign another tree: two receipts or
-             checkpoints of one size then show the two histories, but nobody forces them to meet
+Security     a receipt proves that the log's key signed a tree with this entry at this place. One
+             that is `cosigned` proves too that enough other organisations saw no other history of
+             that log. Without them whoever holds the key can sign another tree: two receipts or
+             checkpoints of one size show the two histories, but nobody forces them to meet
 """
 
 from __future__ import annotations
@@ -22,11 +23,15 @@ from enum import StrEnum
 from typing import Annotated, ClassVar, Literal, Self
 
 import rfc8785
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_der_public_key
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
+from federation.checkpoints import (
+    cosigners,
+    log_key,
+    log_origin,
+    required,
+    witnesses_in,
+)
 from federation.envelope import parse
 from federation.errors import IntegrityError, LianmoError, NotFound, RefusalCode, Refused
 from federation.objects import (
@@ -42,7 +47,6 @@ from federation.objects import (
     Part,
     SignedObject,
     Time,
-    Usage,
     utc_time,
 )
 from federation.trust import TrustStore
@@ -79,10 +83,13 @@ class Action(StrEnum):
     AUDIT_HANDED = "audit-handed"  # a bundle for the auditor who is the subject; `amount` frames
     ASKED = "asked"  # on one enterprise, under its grant: the intent before a value is read
     ANSWERED = "answered"  # what such an intent or refusal came to; `attempt` is the intent's seq
+    SCORED = "scored"  # by a bank: the intent before its own row of the enterprise is read
     GRANT_PAUSED = "grant-paused"
     GRANT_RESUMED = "grant-resumed"
     GRANT_REVOKED = "grant-revoked"
     PROBING_NOTICED = "probing-noticed"
+    FORK_FOUND = "fork-found"  # of a log that this node witnesses; both notes are kept
+    LOG_WENT_BACK = "log-went-back"  # the same, or its proof did not hold: not cosigned
 
 
 DECISIONS = {
@@ -173,6 +180,7 @@ class Reason(StrEnum):
     BITS = "BITS"
     RATE = "RATE"
     NO_RECORD = "NO_RECORD"
+    UNWITNESSED = "UNWITNESSED"  # this node's own log, just now
 
     @classmethod
     def of(cls, error: LianmoError) -> Reason:
@@ -245,11 +253,6 @@ def _digest(*words: str) -> str:
     return hashlib.sha256(rfc8785.dumps(list(words))).hexdigest()
 
 
-def log_origin(card: Card) -> str:
-    """The name of an organisation's log: of its home's first admin key, whatever replaces that."""
-    return f"lianmo/{card.org}/{card.first_admin.key_id[:16]}"
-
-
 def first_hash(origin: str) -> str:
     """What stands in place of a hash before the first entry."""
     return _digest("lianmo/v1/audit-begin", origin)
@@ -310,37 +313,6 @@ class LogState:
         return sum(item.tokens for item in self.exposure.values() if item.scope == scope)
 
 
-# --- the log's key --------------------------------------------------------------------------------
-
-
-def log_key(card: Card, key_id: str, made: datetime) -> Ed25519PublicKey:
-    """A log key of this card that had not ended when an entry was made.
-
-    A key revoked later still verifies what it signed before: otherwise a rotation would void all
-    receipts. A newer key may sign an older entry again. Raises IntegrityError for another key,
-    Refused for one that had ended.
-    """
-    record = next((key for key in card.keys if key.key_id == key_id), None)
-    if record is None or record.usage is not Usage.LOG:
-        what = "signed with a key that is not a log key of its organisation's card"
-        raise IntegrityError(what, party=card.org, todo="ask them for a newer card")
-    ended = record.since is not None and made >= utc_time(record.since)
-    if ended or made >= utc_time(record.not_after):
-        raise Refused("the log key had ended when the entry was made", party=card.org)
-    return public_key(record)
-
-
-def public_key(record: KeyRecord) -> Ed25519PublicKey:
-    """The key of a record, for checkpoints."""
-    try:
-        key = load_der_public_key(base64.b64decode(record.spki))
-    except (ValueError, UnsupportedAlgorithm):
-        raise IntegrityError("the log key cannot be read") from None
-    if not isinstance(key, Ed25519PublicKey):
-        raise IntegrityError("the log key is not an Ed25519 key")
-    return key
-
-
 # --- receipts -------------------------------------------------------------------------------------
 
 
@@ -349,7 +321,7 @@ class Receipt(Part):
 
     v: Literal[1] = 1
     kind: Literal["lianmo-receipt"] = "lianmo-receipt"
-    status: Literal["uncosigned"] = "uncosigned"  # no witness has seen the checkpoint
+    status: Literal["cosigned", "uncosigned"] = "uncosigned"  # what its maker says of witnesses
     org: OrgId  # whose log
     key_id: KeyId  # of the log key, in that organisation's card
     origin: Annotated[str, StringConstraints(pattern=r"^[!-*,-~]{1,200}$")]
@@ -357,9 +329,17 @@ class Receipt(Part):
     proof: Annotated[str, Field(max_length=MAX_RECEIPT)]  # C2SP tlog-proof
 
     @classmethod
-    def of(cls, card: Card, key_id: str, leaf: bytes, proof: merkle.Receipt) -> Receipt:
+    def of(
+        cls,
+        card: Card,
+        key_id: str,
+        leaf: bytes,
+        proof: merkle.Receipt,
+        is_cosigned: bool = False,
+    ) -> Receipt:
         """The receipt of an entry of this organisation's log."""
         return cls(
+            status="cosigned" if is_cosigned else "uncosigned",
             org=card.org,
             key_id=key_id,
             origin=log_origin(card),
@@ -393,7 +373,7 @@ class Receipt(Part):
     def tlog_proof(self) -> merkle.Receipt:
         """The proof, which nobody has verified yet."""
         try:
-            return merkle.Receipt.from_text(self.proof)
+            return merkle.Receipt.from_text(self.proof, witnesses_in(self.proof))
         except ProtocolError as error:
             raise IntegrityError(f"the receipt's proof: {error}", party=self.org) from None
 
@@ -413,14 +393,16 @@ class VerifiedReceipt:
     size: int  # of the tree that the log key signed
     root: str
     is_key_revoked: bool  # since: a thief could have signed it with an earlier time
-    status: Literal["uncosigned"] = "uncosigned"
+    status: Literal["cosigned", "uncosigned"] = "uncosigned"
+    witnesses: tuple[tuple[str, datetime], ...] = ()  # of others, whose cosignatures verify
 
 
 def verify_receipt(receipt: Receipt, trust: TrustStore) -> VerifiedReceipt:
     """The entry, if the organisation's log key signed a tree that holds it at its place.
 
-    Needs nothing but the organisation's card. Raises NotFound if that is not trusted,
-    IntegrityError, or Refused for a key that was not in force.
+    Needs nothing but cards: the organisation's, and for `cosigned` its witnesses'. Raises NotFound
+    if that is not trusted, IntegrityError, or Refused for a key that was not in force and for a
+    receipt that says it is cosigned where too few known witnesses did so.
     """
     card = trust.card(receipt.org)
     if receipt.origin != log_origin(card):
@@ -434,9 +416,21 @@ def verify_receipt(receipt: Receipt, trust: TrustStore) -> VerifiedReceipt:
     if proof.index != entry.seq:
         raise IntegrityError("the entry stands at another place than it says", party=card.org)
     record = next(key for key in card.keys if key.key_id == receipt.key_id)
-    point = proof.signed.checkpoint
+    point, seen = proof.signed.checkpoint, cosigners(proof.signed, card.org, trust)
+    is_cosigned = len(seen) >= (least := required(trust, card.org))
+    if receipt.status == "cosigned" and not is_cosigned:
+        known = ", ".join(seen) or "nobody known here"
+        what = f"says that it is cosigned; of {least} other organisations {known} did so"
+        raise Refused(what, party=card.org, todo="trust its witnesses' cards, or give them too")
     return VerifiedReceipt(
-        entry, card.org, receipt.origin, point.size, point.root.hex(), _is_doubtful(record)
+        entry,
+        card.org,
+        receipt.origin,
+        point.size,
+        point.root.hex(),
+        _is_doubtful(record),
+        "cosigned" if is_cosigned else "uncosigned",
+        tuple(seen.items()),
     )
 
 

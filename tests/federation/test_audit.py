@@ -27,11 +27,11 @@ from federation.audit import (
     commit,
     exposure_scope,
     first_hash,
-    log_origin,
     require_chain,
     require_one_history,
     verify_receipt,
 )
+from federation.checkpoints import log_origin
 from federation.errors import (
     Conflict,
     IntegrityError,
@@ -335,5 +335,6 @@ def test_what_is_no_receipt_is_refused_by_name(data: bytes) -> None:
 
 def test_a_receipt_cannot_claim_to_be_cosigned() -> None:
     plain = json.loads(receipt_of(chain(1), 0).to_json())
-    with pytest.raises(IntegrityError):
-        Receipt.from_json(json.dumps(plain | {"status": "cosigned"}).encode())
+    claimed = Receipt.from_json(json.dumps(plain | {"status": "cosigned"}).encode())
+    with pytest.raises(Refused, match="nobody known here did so"):
+        verify_receipt(claimed, trust())
