@@ -5,6 +5,8 @@ Nothing here changes anything, and a check that cannot be made says so instead o
 
 from __future__ import annotations
 
+import shutil
+import ssl
 import stat
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +25,7 @@ from federation.objects import OrgKind, utc_time
 from federation.package import package_sha256
 
 CLOCK_WARNS_S, CLOCK_FAILS_S = 3.0, 5.0  # Flower refuses node signatures 5 s from the future
+ROOM_WARNS, ROOM_FAILS = 5 * 10**9, 2 * 10**8  # bytes: a job of a large table; any job at all
 RENEW = timedelta(days=30)
 RELAY_S = 8.0
 
@@ -49,6 +52,9 @@ def examine(home: Home, now: datetime) -> Iterator[Finding]:
     """Every check, in the order in which one rests on the next."""
     yield _versions()
     yield from _files(home)
+    yield _disk(home)
+    yield _guarded("database", lambda: _database(home, now))
+    yield _guarded("certificate", lambda: _certificate(home))
     yield from _keys(home, now)
     yield _guarded("network", lambda: _network(home, now))
     yield _node(home)
@@ -81,6 +87,45 @@ def _is_harmless(home: Path, file: Path) -> bool:
     """Below a folder that others cannot enter, a file's own mode matters little; keys must be right
     all the same, since they get copied."""
     return not stat.S_IMODE(home.stat().st_mode) & 0o077 and (home / "keys") not in file.parents
+
+
+def _disk(home: Home) -> Finding:
+    free = shutil.disk_usage(home.path).free
+    text = f"{free / 1e9:.1f} GB are free where this home is"
+    todo = "make room: a full disk ends jobs; nothing that was stored is lost"
+    if free < ROOM_FAILS:
+        return Finding("disk", State.FAILED, text, todo)
+    if free < ROOM_WARNS:
+        return Finding("disk", State.WARNING, text, todo)
+    return Finding("disk", State.OK, text)
+
+
+def _database(home: Home, now: datetime) -> Finding:
+    """That it opens, holds what the audit log says, and that the clock is not behind its end."""
+    from clients.audit import AuditLog
+    from clients.store import opened
+
+    if home.config.database_url is None and not (home.path / "state.db").exists():
+        return Finding("database", State.OK, "nothing was stored here yet")
+    with opened(home.database_url) as store:
+        audit = AuditLog(home, store)
+        found = audit.verify()
+        if found.problems:
+            todo = "`lianmo audit verify` shows all; restore database and log/ from one backup"
+            return Finding("database", State.FAILED, found.problems[0], todo)
+        audit.require_clock(now)
+    return Finding("database", State.OK, f"it fits the audit log's {found.entries} entries")
+
+
+def _certificate(home: Home) -> Finding:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_cert_chain(*home.tls_files)
+    except (ssl.SSLError, OSError):
+        todo = "restore both from one backup, or renew the key: `lianmo org renew tls`"
+        text = "tls.crt is no certificate for keys/tls.pem"
+        return Finding("certificate", State.FAILED, text, todo)
+    return Finding("certificate", State.OK, "tls.crt is the certificate for keys/tls.pem")
 
 
 def _keys(home: Home, now: datetime) -> Iterator[Finding]:
