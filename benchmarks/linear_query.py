@@ -211,4 +211,5 @@ if __name__ == "__main__":
     for name, default in (("rows", 100_000), ("features", 20), ("bins", 32), ("tokens", 256)):
         parser.add_argument(name, nargs="?", type=int, default=default)
     parser.add_argument("integer_columns", nargs="?", type=int, default=0)
-    main(**vars(parser.parse_args()))
+    asked = parser.parse_args()
+    main(asked.rows, asked.features, asked.bins, asked.tokens, asked.integer_columns)
