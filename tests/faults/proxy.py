@@ -81,6 +81,7 @@ class Proxy:
         self._abort_all()  # which ends the tasks: cancelled ones would be told as errors
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=5)
+        await asyncio.sleep(0.05)  # aborted transports close at the loop's next turns
 
     def _abort_all(self) -> None:
         for writer in list(self._open):
