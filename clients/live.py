@@ -27,6 +27,7 @@ from clients.home import Home
 from clients.store import Store
 from clients.verification import Notice, Parcel, Provider
 from clients.verification_settings import VerificationSettings
+from clients.verifier import Verifier
 from federation import logs
 from federation.consent_api import NoticeBody, Outbox, ParcelEntry, ReplyEntry
 from federation.errors import LianmoError, Unavailable
@@ -36,6 +37,7 @@ from federation.objects import Usage
 log = logging.getLogger("lianmo.live")
 
 WAIT_S = 20.0
+FORGET_EVERY_S = 3600.0
 AGAIN_S = (0.2, 5.0)  # pause after a failure, first and longest
 
 
@@ -93,11 +95,11 @@ def _bodies(notices: Sequence[Notice]) -> tuple[NoticeBody, ...]:
 
 
 class Follower:
-    """Keeps the status list fresh."""
+    """Keeps the status list fresh, and forgets answers that a bank may keep no longer."""
 
     def __init__(self, home: Home, store: Store, client: CoordinatorClient, every_s: float) -> None:
         self._home, self._store, self._client, self._every_s = home, store, client, every_s
-        self._stopped = threading.Event()
+        self._stopped, self._next_forgetting = threading.Event(), 0.0
 
     def stop(self) -> None:
         """Ask no more."""
@@ -108,12 +110,22 @@ class Follower:
         while not self._stopped.is_set():
             try:
                 grants.sync(self._home, self._store, self._client, datetime.now(UTC))
+                self._forget()
             except LianmoError as error:
                 log.warning("status list not fetched", extra={"reason": str(error)})
             except Exception:
                 # without a list the provider refuses by itself; the thread has to go on asking
                 log.exception("status list not fetched")
             self._stopped.wait(self._every_s)
+
+    def _forget(self) -> None:
+        if Usage.REQUEST not in USAGES[self._home.own().org_kind]:
+            return
+        if time.monotonic() < self._next_forgetting:
+            return
+        self._next_forgetting = time.monotonic() + FORGET_EVERY_S
+        if count := Verifier(self._home, self._store, self._client, _now).forget_old():
+            log.info("answers forgotten", extra={"count": count})
 
 
 # --- the process ----------------------------------------------------------------------------------

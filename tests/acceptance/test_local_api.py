@@ -8,6 +8,7 @@ import stat
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -184,6 +185,17 @@ def test_a51_what_did_not_arrive_is_kept_under_its_key_too(api: Api) -> None:
     assert is_problem(api.post(api.body(), **KEY)).status == 503
     assert api.asked == 1
     assert api.client.get("/v1/verifications").json()["items"][0]["result"] is None
+
+
+def test_a_bank_keeps_answers_no_longer_than_the_grant_says(api: Api) -> None:
+    made = api.post(api.body()).json()
+    verifier = api.world.verifier()
+    api.world.now += timedelta(days=29, hours=23)
+    assert verifier.forget_old() == 0
+    assert verifier.get(made["id"]).result is not None
+    api.world.now += timedelta(hours=1)
+    assert verifier.forget_old() == 1
+    assert api.client.get(f"/v1/verifications/{made['id']}").status_code == 404
 
 
 @pytest.mark.parametrize(
