@@ -36,7 +36,14 @@ from federation.catalogue import CATALOGUE_USAGE, Dataset, require_usable
 from federation.checks import ApprovedJob, check_job, require_keys_kept
 from federation.codes import Codes
 from federation.envelope import Envelope
-from federation.errors import IntegrityError, LianmoError, NotFound, RefusalCode, Refused
+from federation.errors import (
+    IntegrityError,
+    LianmoError,
+    NotFound,
+    NotKept,
+    RefusalCode,
+    Refused,
+)
 from federation.escrow import encrypt_key
 from federation.network import Standing
 from federation.objects import (
@@ -100,12 +107,15 @@ class Gate:
     ) -> Admission:
         """Let one attempt of a job in, if everything about it is what the owners approved.
 
-        Raises Refused with a coarse code and no reason; nothing was opened or counted then. The
-        same attempt may be admitted again, after a restart, and counts once.
+        Raises Refused with a coarse code and no reason; nothing was opened or counted then. Raises
+        NotKept if this node cannot store what has to be stored before anything is opened. The same
+        attempt may be admitted again, after a restart, and counts once.
         """
         at = _At()
         try:
             return self._admit(manifest, approvals, fab, run_config, attempt, at)
+        except NotKept:  # a full disk is no policy; nobody said no
+            raise
         except LianmoError as error:
             code = _code(error)
             job = hashlib.sha256(manifest.payload).hexdigest()

@@ -30,7 +30,14 @@ from federation.catalogue import Dataset
 from federation.channel import in_process, run_in_process
 from federation.codes import code_for_row
 from federation.envelope import Envelope, sign
-from federation.errors import IntegrityError, LianmoError, NotFound, RefusalCode, Refused
+from federation.errors import (
+    IntegrityError,
+    LianmoError,
+    NotFound,
+    NotKept,
+    RefusalCode,
+    Refused,
+)
 from federation.ledger import Ledger
 from federation.objects import (
     AuditRule,
@@ -843,3 +850,19 @@ def test_an_admitted_job_runs_and_counts_what_it_was_asked(world: World) -> None
     after = world.tax.store.exposure.tokens("bank_a", "payments")
     assert 0 < after <= before
     assert after == world.tax.store.answers.tokens(job.digest(), 0)
+
+
+def test_a_full_disk_is_not_told_as_a_refusal(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by the fault campaign: the job then ended as refused, for nobody's reason."""
+
+    def full(*_: object) -> None:
+        raise NotKept("the database cannot be written", todo="make room")
+
+    monkeypatch.setattr(world.tax.store.exposure, "reserve", full)
+    with pytest.raises(NotKept):
+        world.admit(world.tax)
+    assert world.tax.store.exposure.tokens("bank_a", "payments") == 0
+    monkeypatch.undo()
+    world.admit(world.tax)
