@@ -27,7 +27,7 @@ from clients import registries
 from clients.audit import AuditLog
 from clients.clock import ClockWatch
 from clients.home import Home
-from clients.lookup import Lookup, OneValue
+from clients.lookup import Lookup, OneRow, OneValue
 from clients.sources import OpenSnapshot
 from clients.store import Reservation, Store, StoredDataset
 from federation import fab as bundles
@@ -156,10 +156,19 @@ class Gate:
         intent: its entry, which must have been admitted and be about this very enterprise.
         catalogue: digest of the entry that the question was judged by. Raises Refused otherwise.
         """
+        return self._lookup(intent, dataset, catalogue, subject).value(column, subject)
+
+    def one_row(
+        self, intent: int, *, dataset: str, catalogue: str, columns: Sequence[str], subject: str
+    ) -> OneRow:
+        """Some features of one enterprise, for a score; the same conditions as `one_value`."""
+        return self._lookup(intent, dataset, catalogue, subject).row(columns, subject)
+
+    def _lookup(self, intent: int, dataset: str, catalogue: str, subject: str) -> Lookup:
         entry = self._audit.entry(intent)
         about = self._audit.subject(intent)
         if (
-            entry.action is not Action.ASKED
+            entry.action not in (Action.ASKED, Action.SCORED)
             or entry.outcome is not Result.ADMITTED
             or about != subject.encode()
         ):
@@ -177,7 +186,7 @@ class Gate:
             path = registries.data_folder(self._home) / stored.file
             open_to = Lookup(OpenSnapshot(path, stored.snapshot), stored, said.object)
             self._lookups[dataset] = open_to
-        return open_to.value(column, subject)
+        return open_to
 
     def close(self, manifest: str, attempt: int) -> None:
         """The attempt is over, well or not: from now on it counts with the queries it got answered.

@@ -365,6 +365,25 @@ class EnquiryRow(Base):
     result: Mapped[str | None] = mapped_column(String(16))  # None: none came
 
 
+class ScoreRow(Base):
+    """A score that this bank has asked departments' parts for; no `score`: it was refused."""
+
+    __tablename__ = "score"
+
+    number: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=True
+    )
+    id: Mapped[str] = mapped_column(String(32), unique=True)
+    job: Mapped[str] = mapped_column(String(64), index=True)
+    manifest: Mapped[str] = mapped_column(String(64))
+    consent: Mapped[str] = mapped_column(String(64), index=True)
+    created: Mapped[str] = mapped_column(String(32), index=True)
+    requests: Mapped[dict[str, Any]] = mapped_column(JSON)  # signed, by department
+    answers: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # signed, with their receipts
+    score: Mapped[bytes | None] = mapped_column(LargeBinary)  # signed
+    points: Mapped[int | None]
+
+
 class IdempotencyRow(Base):
     """The answer to a POST on the local API, under the caller's key; no status: it is served."""
 

@@ -87,6 +87,15 @@ _OUTWARD = {
 # --- objects --------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What a field asks of the grants that open it."""
+
+    min_assurance: Assurance
+    max_days: int  # of the grant
+    retention_days: int  # of what the bank learns
+
+
 class Asking(SignedObject):
     """What every request to a provider says; the channels' requests add what they ask."""
 
@@ -114,6 +123,12 @@ class Asking(SignedObject):
     def require(self, item: GrantItem, offered: CatalogueField) -> None:
         """What it asks of a field is in the grant and in the catalogue; raises Denied (8)."""
         raise NotImplementedError
+
+    def conditions(self, offered: CatalogueField) -> Conditions | None:
+        """What the field asks of a grant on this channel; None: it is not offered there."""
+        if (said := offered.enquiry) is None:
+            return None
+        return Conditions(said.min_assurance, said.max_days, said.retention_days)
 
 
 class VerificationRequest(Asking):
@@ -402,9 +417,9 @@ def _require_assurance(found: Asking, grant: Grant, me: str, facts: Facts) -> No
     for item in grant.items:
         entry = facts.entry(item.dataset) if item.provider == me else None
         offered = _offered(entry, item.field)
-        least = offered.enquiry.min_assurance if offered and offered.enquiry else None
-        if least is not None and not grant.assurance.suffices(least):
-            what = f"assurance {grant.assurance}, the field asks for {least}"
+        said = found.conditions(offered) if offered is not None else None
+        if said is not None and not grant.assurance.suffices(said.min_assurance):
+            what = f"assurance {grant.assurance}, the field asks for {said.min_assurance}"
             raise Denied(Check.GRANT, Reason.ASSURANCE, what)
 
 
@@ -423,7 +438,7 @@ def _places(found: Asking, grant: Grant, facts: Facts) -> tuple[Granted, ...]:
     for item in found.items(grant):
         entry = facts.entry(item.dataset)
         offered = _offered(entry, item.field)
-        if entry is None or offered is None or offered.enquiry is None:
+        if entry is None or offered is None or found.conditions(offered) is None:
             raise Denied(Check.QUESTION, Reason.NOT_OFFERED, "the field is not offered")
         places.append(Granted(item, entry, offered))
     return tuple(places)
@@ -450,10 +465,9 @@ def _require_questions(found: Asking, grant: Grant, places: Sequence[Granted]) -
         raise Denied(Check.QUESTION, Reason.CHANNEL, what)
     life = utc_time(grant.expires) - utc_time(grant.not_before)
     for place in places:
-        enquiry = place.offered.enquiry
-        if enquiry is None or (
-            life > timedelta(days=enquiry.max_days)
-            or grant.retain_answer_days > enquiry.retention_days
+        said = found.conditions(place.offered)
+        if said is None or (
+            life > timedelta(days=said.max_days) or grant.retain_answer_days > said.retention_days
         ):
             what = "the grant lasts longer, or its answers are kept longer, than the field allows"
             raise Denied(Check.QUESTION, Reason.NOT_OFFERED, what)

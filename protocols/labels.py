@@ -92,6 +92,10 @@ QUANTISE = b"lianmo/v1/quantise"
 HOLD_OUT = b"lianmo/v1/hold-out"
 DECOY = b"lianmo/v1/decoy"
 
+# one enterprise's score (protocols/masked_total.py, federation/scoring.py)
+SCORE_PAIR = b"lianmo/v1/score-pair"
+SCORE_SESSION = b"lianmo/v1/score-session"
+
 # rows (federation/registry.py)
 REGISTRY = b"lianmo/v1/registry"
 COVER = b"lianmo/v1/cover"

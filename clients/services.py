@@ -1,0 +1,22 @@
+"""What this node answers besides questions, by kind of request: for `Provider`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any
+
+from clients.gate import Gate
+from clients.home import Home
+from clients.scoring import Scores
+from clients.store import Store
+from clients.verification import Service
+from federation.envelope import payload_type
+from federation.scoring import ScoreRequest
+
+
+def services(
+    home: Home, store: Store, gate: Gate, now: Callable[[], datetime]
+) -> Mapping[str, Service[Any]]:
+    """Services of one home, by payload type."""
+    return {payload_type(ScoreRequest): Scores(home, store, gate)}
