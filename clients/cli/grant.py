@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from clients.store import Store
     from federation.grants import BySubject, Terms
 
+SignedWord = Annotated[
+    Path | None, typer.Option(help="Write the signed word to this file, to hand it on.")
+]
+
 app = typer.Typer(no_args_is_help=True)
 
 GrantId = Annotated[str, typer.Argument(metavar="GRANT", help="Its digest, or the beginning.")]
@@ -109,13 +113,15 @@ def add(
 def notice(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A draft.")],
     lang: Annotated[str | None, typer.Option(help="zh or en; default: the draft's.")] = None,
+    as_json: JsonFlag = False,
 ) -> None:
     """Show in plain words what a draft would allow."""
     from federation.grants import Language
     from federation.grants import notice as notice_of
 
     terms = _terms(file)
-    typer.echo(notice_of(terms, _choice(Language, lang) if lang else terms.notice_lang), nl=False)
+    text = notice_of(terms, _choice(Language, lang) if lang else terms.notice_lang)
+    emit({"notice": text}, as_json, text.rstrip("\n"))
 
 
 @app.command()
@@ -213,19 +219,19 @@ def page(
 
 
 @app.command()
-def pause(grant: GrantId, out: Path | None = None, as_json: JsonFlag = False) -> None:
+def pause(grant: GrantId, out: SignedWord = None, as_json: JsonFlag = False) -> None:
     """Stop a grant until it is resumed."""
     _change("pause", grant, out, as_json)
 
 
 @app.command()
-def resume(grant: GrantId, out: Path | None = None, as_json: JsonFlag = False) -> None:
+def resume(grant: GrantId, out: SignedWord = None, as_json: JsonFlag = False) -> None:
     """Let a paused grant count again."""
     _change("resume", grant, out, as_json)
 
 
 @app.command()
-def revoke(grant: GrantId, out: Path | None = None, as_json: JsonFlag = False) -> None:
+def revoke(grant: GrantId, out: SignedWord = None, as_json: JsonFlag = False) -> None:
     """End a grant for good."""
     _change("revoke", grant, out, as_json)
 
