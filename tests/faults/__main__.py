@@ -34,13 +34,11 @@ def main() -> int:
     bad = _in_process(given.seed, given.in_process, say)
     wrong = [item for item in rounds if item.problems]
     ends = Counter(item.status for item in rounds)
-    say(
-        f"{len(rounds)} rounds in {time.monotonic() - began:.0f} s, "
-        f"seeds {given.seed} to {given.seed + given.rounds - 1}: "
-        + ", ".join(f"{count} {status}" for status, count in ends.items())
-        + f"; {len(wrong)} with a problem"
-        + (f": seeds {', '.join(str(item.plan.seed) for item in wrong)}" if wrong else "")
-    )
+    if rounds:  # the first is the quiet one
+        told = ", ".join(f"{count} {status}" for status, count in ends.items())
+        seeds = f"seeds {given.seed} to {given.seed + given.rounds - 1}"
+        say(f"{given.rounds} rounds in {time.monotonic() - began:.0f} s, {seeds}: {told}")
+        say(f"{len(wrong)} with a problem: {[item.plan.seed for item in wrong]}")
     return 1 if wrong or bad else 0
 
 
