@@ -19,6 +19,7 @@ import unicodedata
 from collections.abc import Callable
 
 MAX_LENGTH = 200
+ROUNDS = 8  # two are the rule; a question of a stranger must not keep a provider busy
 _DIGITS = {c: i for i, c in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
 _UNITS = {"十": 10, "百": 100, "千": 1000}
 _NUMBER = re.compile(
@@ -37,12 +38,18 @@ def normalise(rule: str, text: str) -> str:
 
 
 def _folded(text: str, kept: str = "") -> str:
-    plain = unicodedata.normalize("NFKC", text).casefold()
-    return "".join(
-        c
-        for c in unicodedata.normalize("NFKC", plain)
-        if c in kept or unicodedata.category(c)[0] in "LNM"
-    )
+    """Repeated until nothing changes: where a sign goes, a letter and an accent may meet."""
+    for _ in range(ROUNDS):
+        before, text = text, _once(text, kept)
+        if text == before:
+            return text
+    raise ValueError("a text that does not come to rest")
+
+
+def _once(text: str, kept: str) -> str:
+    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    left = (c for c in plain if c in kept or unicodedata.category(c)[0] in "LNM")
+    return unicodedata.normalize("NFKC", "".join(left))
 
 
 def _name(text: str) -> str:
