@@ -157,6 +157,7 @@ class World:
         self.stores = {org: Store.open(self.homes[org].database_url) for org in BANKS}
         self.firm = Firm(FIRM).certified_by(self.homes["licence"], Assurance.A3)
         self.events: list[BySubject] = []
+        self.uncertified: list[str] = []  # entries of status lists
         self.sequence = 0
         self.start()
 
@@ -228,7 +229,7 @@ class World:
             created=utc_text(made),
             next_update=utc_text(made + timedelta(minutes=30)),
             events=tuple(sorted(event.digest[:32] for event in self.events)),
-            certificates=(),
+            certificates=tuple(self.uncertified),
         )
         return sign(said, self.homes["platform"].key(Usage.GRANT))
 

@@ -32,7 +32,7 @@ from federation.catalogue import Assurance
 from federation.enquiry import Answered
 from federation.envelope import Envelope, Signature, sign
 from federation.errors import Conflict, IntegrityError
-from federation.grants import BySubject, Change, Grant, UseNotice
+from federation.grants import BySubject, CertificateRevocation, Change, Grant, UseNotice
 from federation.identity import PrivateKey
 from federation.objects import Purpose, Usage, utc_text
 from federation.verification import Ask, Denied, Reply, VerificationRequest
@@ -220,6 +220,21 @@ def test_a04_a_pause_ends_with_the_resumption_and_numbers_decide(world: World) -
     world.refresh()
     with Refusal(world, Check.IN_FORCE, Reason.PAUSED):
         world.ask(grant)
+
+
+def test_a04_a_certificate_that_its_issuer_took_back_opens_nothing(world: World) -> None:
+    grant = world.grant(max_uses=5)
+    assert world.ask(grant).result is Answered.MATCH
+    word = grants.revoke_certificate(world.homes["licence"], world.firm.certificate, world.now)
+    found = (
+        world.homes["platform"]
+        .trust()
+        .verify(word, CertificateRevocation, Usage.CERTIFY, world.now)
+    )
+    world.uncertified.append(found.object.certificate[:32])
+    world.refresh()
+    with Refusal(world, Check.IN_FORCE, Reason.REVOKED):
+        assert world.ask(grant).result is Answered.REFUSED
 
 
 def test_a04_another_firms_revocation_changes_nothing(world: World) -> None:
