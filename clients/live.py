@@ -24,6 +24,7 @@ from clients import grants
 from clients.coordinator_client import CoordinatorClient
 from clients.gate import Gate
 from clients.home import Home
+from clients.services import services
 from clients.store import Store
 from clients.verification import Notice, Parcel, Provider
 from clients.verification_settings import VerificationSettings
@@ -205,7 +206,14 @@ def serve(home: Home, until: Callable[[], None]) -> None:
         stack.callback(follower.stop)
         threading.Thread(target=follower.run, name="status", daemon=True).start()
         if Usage.ANSWER in usages:
-            provider = Provider(home, store, Gate(home, store, _now), now=_now)
+            gate = Gate(home, store, _now)
+            provider = Provider(
+                home,
+                store,
+                gate,
+                now=_now,
+                services=services(home, store, gate, _now),
+            )
             line = AnswerLine(provider, client, time_class_s=settings.time_class_ms / 1000)
             stack.callback(line.stop)
             threading.Thread(target=line.run, name="answers", daemon=True).start()

@@ -34,9 +34,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from clients import grants
+from clients import grants, score_api
 from clients.consent import Consents
+from clients.gate import Gate
 from clients.home import Home
+from clients.scorer import Scorer
 from clients.store import IdempotencyRow, Store
 from clients.verification_settings import VerificationSettings
 from clients.verifier import Carrier, Enquiry, Verifier, Wanted, plain
@@ -210,6 +212,8 @@ def create_app(
         if found is None:
             raise HTTPException(404)
         return found.model_dump(mode="json")
+
+    score_api.add(api, Scorer(home, store, carrier, Gate(home, store, now), now), once)
 
     @api.get("/grants")
     def held() -> Page[GrantEntry]:

@@ -21,15 +21,17 @@ from clients import models
 from clients.audit import AuditLog
 from clients.consent import Consents, StoredGrant
 from clients.gate import Gate
+from clients.grants import Wanted as GrantWanted
 from clients.home import Home
 from clients.models import StoredModel
 from clients.store import ScoreRow, Store
 from clients.verifier import AT_ONCE, Carrier, Verifier
 from federation.audit import Action, Receipt, Result
-from federation.catalogue import Dataset
+from federation.catalogue import Dataset, Operation
 from federation.enquiry import Answered
 from federation.envelope import Envelope, sign
 from federation.errors import IntegrityError, LianmoError, NotFound, Refused, UsageError
+from federation.explanation import render
 from federation.grants import Channel, Grant
 from federation.objects import JobManifest, Usage, utc_text
 from federation.scoring import (
@@ -57,10 +59,11 @@ Value = str | float | None
 class Wanted:
     """A score as a bank's system asks for it."""
 
-    job: str
     grant: str  # digest, or its beginning
+    applicant: str | None = field(default=None, repr=False)  # if stated, the grant's subject
     # the bank's own features as the application states them; others are looked up in its dataset
     own: Mapping[str, Value] = field(default_factory=dict, repr=False)
+    job: str | None = None  # whose model; else the grant's
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +93,17 @@ class Scorer:
 
     def score(self, wanted: Wanted) -> Scored:
         """One score; raises Refused or Unavailable naming the department that has ended it."""
-        stored = models.of_job(self._home, self._store, wanted.job)
-        model, held = stored.model, Consents(self._store).get(wanted.grant)
+        held = Consents(self._store).get(wanted.grant)
+        if wanted.applicant is not None and wanted.applicant != held.grant.subject:
+            raise Refused("the grant is another enterprise's", todo="`lianmo grant list`")
+        if wanted.job is not None:
+            stored = models.of_job(self._home, self._store, wanted.job)
+        elif held.grant.model is not None:
+            stored = models.of_manifest(self._home, self._store, held.grant.model)
+        else:
+            todo = "`lianmo model draft` drafts one"
+            raise Refused("the grant is not one to score with", todo=todo)
+        model = stored.model
         departments = stored.manifest.departments
         require_covers(stored, model, held)
         requests = self._requests(stored, held)
@@ -137,6 +149,20 @@ class Scorer:
 
         with ThreadPoolExecutor(max(1, AT_ONCE // 4), "score") as pool:
             return list(pool.map(one, wanted))
+
+    def page_of(self, scored: Scored) -> str:
+        """The page that explains a score to its enterprise; NotFound if there is no score."""
+        if (score := scored.score) is None:
+            raise NotFound("there is no score to explain", todo="`lianmo model scores`")
+        model, trust = models.of_job(self._home, self._store, score.job).model, self._home.trust()
+        orgs = [score.org, *(source.org for source in score.sources)]
+        return render(
+            score,
+            {org: trust.card(org).name for org in orgs},
+            base_score=model.base_score,
+            odds=model.base_odds,
+            pdo=model.pdo,
+        )
 
     # --- the departments' parts -------------------------------------------------------------------
 
@@ -284,6 +310,36 @@ class Scorer:
             if job is not None:
                 query = query.where(ScoreRow.job == job)
             return list(map(_scored, session.scalars(query)))
+
+
+def draft_wanted(
+    home: Home,
+    store: Store,
+    catalogue: Mapping[tuple[str, str], Dataset],
+    job: str,
+) -> tuple[str, list[GrantWanted]]:
+    """What a grant to score with a model has to open: the manifest's digest, and the fields.
+
+    A department of which no field moves the score is named with one all the same, as its mask is
+    part of the sum. Raises Refused for a field whose owner does not offer it for scores.
+    """
+    stored = models.of_job(home, store, job)
+    model, found = stored.model, []
+    for org in stored.manifest.departments:
+        party = stored.manifest.party(org)
+        dataset = party.dataset or ""
+        entry = catalogue.get((org, dataset))
+        if entry is None:
+            raise NotFound(f"publishes no dataset {dataset}", party=org)
+        offered = {said.name: said for said in entry.fields}
+        for name in used_fields(model, org) or party.fields[:1]:
+            said = offered.get(name)
+            if said is None or Operation.SCORE not in said.ops:
+                todo = f"ask {org} to offer it: `lianmo catalogue set {dataset}`, ops with `score`"
+                raise Refused(f"field {name} is not open to scores", party=org, todo=todo)
+            periods = said.enquiry.periods if said.enquiry is not None else ("current",)
+            found.append(GrantWanted(org, dataset, name, periods=periods[:1]))
+    return stored.digest, found
 
 
 def reasons_allowed(manifest: JobManifest) -> int:

@@ -134,16 +134,16 @@ class Scores:
         except LianmoError as error:
             raise Denied(Check.QUESTION, Reason.NOT_OFFERED, error.what) from None
         granted = {place.item.field for place in asked.places}
-        if not set(_names(part)) <= granted:
+        if not set(names_of(part)) <= granted:
             what = "the model reads a field that is not granted"
             raise Denied(Check.QUESTION, Reason.NOT_GRANTED, what)
         return part
 
     def _fields(self, asked: Asked[ScoreRequest]) -> list[str]:
-        return _names(self._part(asked))
+        return names_of(self._part(asked))
 
 
-def _names(part: tuple[PartFeature, ...] | TreesPart) -> list[str]:
+def names_of(part: tuple[PartFeature, ...] | TreesPart) -> list[str]:
     """The fields that a part reads."""
     if isinstance(part, TreesPart):
         places = sorted({split.feature for split in part.thresholds})

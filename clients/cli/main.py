@@ -34,6 +34,7 @@ NOUNS = {
     "job": ("clients.cli.job", "Propose, review, approve and follow joint jobs."),
     "grant": ("clients.cli.grant", "Draft, sign, revoke and follow enterprises' consent."),
     "verify": ("clients.cli.verify", "Ask an owner one question on one enterprise."),
+    "model": ("clients.cli.model", "Score enterprises with a joint model, and watch it."),
     "audit": ("clients.cli.audit", "Show and verify this node's log of what it did."),
     "receipt": ("clients.cli.receipt", "Verify proofs of what organisations did, offline."),
     "node": ("clients.cli.node", "Run this organisation's node."),

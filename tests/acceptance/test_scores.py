@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
-from clients.scorer import Wanted
+from clients.drift import compare, drift
+from clients.local_api import create_app
+from clients.scorer import Scored, Wanted
 from federation import sealing
 from federation.audit import Reason, verify_receipt
 from federation.catalogue import Assurance, Question
@@ -18,7 +22,6 @@ from federation.errors import IntegrityError, LianmoError, Refused
 from federation.grants import Channel
 from federation.objects import Purpose, Usage
 from federation.scoring import ScorePart
-from federation.tasks.model import ScorecardModel
 from federation.verification import Reply
 from protocols.masked_total import MODULUS
 from tests.acceptance.consent import Firm
@@ -43,7 +46,7 @@ def test_a_score_is_the_model_s_own_points(world: ScoreWorld) -> None:
     points = expected(world)
     for row in (3, 6, 17, CUSTOMERS - 1):  # 6 has no record at one department
         firm = Firm(CODES[row].decode()).certified_by(world.homes["licence"], Assurance.A3)
-        scored = world.scorer().score(Wanted(world.manifest.job, world.grant(firm=firm)))
+        scored = world.scorer().score(Wanted(world.grant(firm=firm), job=world.manifest.job))
         assert scored.score is not None
         assert scored.score.points == points[row]
         assert scored.score.model == world.model.digest().hex()
@@ -53,13 +56,13 @@ def test_what_the_bank_states_of_an_applicant_counts_like_a_record(world: ScoreW
     row = ROWS - 1  # no customer: the bank has no record
     firm = Firm(CODES[row].decode()).certified_by(world.homes["licence"], Assurance.A3)
     own = {c.name: float(c.values[row]) for c in DATA.columns[BANK]}  # type: ignore[union-attr] # numbers
-    scored = world.scorer().score(Wanted(world.manifest.job, world.grant(firm=firm), own))
+    scored = world.scorer().score(Wanted(world.grant(firm=firm), own=own, job=world.manifest.job))
     assert scored.score is not None
     assert scored.score.points == expected(world)[row]
 
 
 def test_the_score_is_signed_and_every_part_has_a_receipt(world: ScoreWorld) -> None:
-    scored = world.scorer().score(Wanted(world.manifest.job, world.grant()))
+    scored = world.scorer().score(Wanted(world.grant(), job=world.manifest.job))
     assert scored.envelope is not None
     trust = world.homes["tax"].trust()
     found = trust.verify(scored.envelope, type(scored.score), Usage.RUN, world.now, org=BANK)  # type: ignore[arg-type] # it is not None
@@ -84,14 +87,13 @@ def parts_of(world: ScoreWorld, change: Any) -> None:
 
     world.change = look
     try:
-        world.scorer().score(Wanted(world.manifest.job, world.grant()))
+        world.scorer().score(Wanted(world.grant(), job=world.manifest.job))
     finally:
         world.change = lambda org, sealed: sealed
 
 
+@pytest.mark.parametrize("world", ["scorecard"], indirect=True)
 def test_no_department_s_points_show_in_what_it_sends(world: ScoreWorld) -> None:
-    if not isinstance(world.model, ScorecardModel):
-        pytest.skip("trees open bits, as their manifest says")
     sent: dict[str, list[int]] = {org: [] for org in DEPARTMENTS}
 
     def see(org: str, reply: Reply, sealed: bytes) -> bytes:
@@ -133,9 +135,9 @@ def test_a_part_that_was_not_signed_ends_the_score(world: ScoreWorld) -> None:
 def test_a_department_that_refuses_ends_the_score(world: ScoreWorld) -> None:
     before = len(world.refusals("power"))
     grant = world.grant(max_uses=1)
-    world.scorer().score(Wanted(world.manifest.job, grant))
+    world.scorer().score(Wanted(grant, job=world.manifest.job))
     with pytest.raises(Refused, match="refuses its part"):
-        world.scorer().score(Wanted(world.manifest.job, grant))
+        world.scorer().score(Wanted(grant, job=world.manifest.job))
     assert len(world.refusals("power")) == before + 1
     assert world.refusals("power")[-1].reason is Reason.USES
     assert world.scorer().page(None, 1)[0].score is None
@@ -146,7 +148,7 @@ def asked_anyway(world: ScoreWorld, grant: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("clients.scorer.require_covers", lambda *_: None)
     before = len(world.refusals("tax"))
     with pytest.raises(LianmoError):
-        world.scorer().score(Wanted(world.manifest.job, grant))
+        world.scorer().score(Wanted(grant, job=world.manifest.job))
     found = world.refusals("tax")[before:]
     assert len(found) == 1
     return found[0].reason
@@ -176,7 +178,7 @@ def test_what_the_grant_does_not_open_is_refused_by_the_department(
         left_out = next(item for item in items if item.field in read)
         changes = {"items": [item for item in items if item is not left_out]}
     if reason is None:
-        assert world.scorer().score(Wanted(world.manifest.job, world.grant(**changes))).score
+        assert world.scorer().score(Wanted(world.grant(**changes), job=world.manifest.job)).score
         return
     assert asked_anyway(world, world.grant(**changes), monkeypatch) is reason
 
@@ -209,7 +211,7 @@ def test_a_grant_of_another_channel_or_time_is_refused(
     before = len(world.refusals("power"))
     monkeypatch.setattr("clients.scorer.require_covers", lambda *_: None)
     with pytest.raises(LianmoError):
-        world.scorer().score(Wanted(world.manifest.job, verify))
+        world.scorer().score(Wanted(verify, job=world.manifest.job))
     assert world.refusals("power")[before:][0].reason is Reason.CHANNEL
     assert world.now > now
 
@@ -217,8 +219,71 @@ def test_a_grant_of_another_channel_or_time_is_refused(
 def test_a_request_that_comes_twice_is_answered_once(world: ScoreWorld) -> None:
     """The same mask over a number that has changed would show the difference."""
     world.frames.clear()
-    world.scorer().score(Wanted(world.manifest.job, world.grant()))
+    world.scorer().score(Wanted(world.grant(), job=world.manifest.job))
     org, frame = world.frames[0]
     before = len(world.refusals(org))
     world.ask_sealed(org, frame)
     assert world.refusals(org)[before:][0].reason is Reason.REPLAYED
+
+
+def test_the_page_for_the_enterprise_says_the_score_in_both_languages(world: ScoreWorld) -> None:
+    scored = world.scorer().score(Wanted(world.grant()))
+    assert scored.score is not None
+    page = world.scorer().page_of(scored)
+    for word in (str(scored.score.points), "人工复核", "have a person look at it", "tax 某单位"):
+        assert word in page
+    for reason in scored.score.reasons:
+        assert reason.zh in page
+        assert reason.en in page
+    assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
+
+
+def test_a_batch_gives_what_there_is(world: ScoreWorld) -> None:
+    good, used = world.grant(), world.grant(max_uses=1)
+    world.scorer().score(Wanted(used))
+    wanted = [Wanted(good), Wanted(used), Wanted(good, applicant=CODES[9].decode())]
+    found = world.scorer().score_all(wanted)
+    assert isinstance(found[0], Scored)
+    assert all(isinstance(item, Refused) for item in found[1:])
+
+
+def test_the_api_scores_once_for_one_key(world: ScoreWorld) -> None:
+    home, store = world.homes[BANK], world.stores[BANK]
+    app = create_app(home, store, world, token="t" * 43, now=world.clock)
+    grant = world.grant(max_uses=1)
+    headers = {"Authorization": "Bearer " + "t" * 43}
+    body = {"grant": grant, "applicant": world.firm.uscc}
+
+    async def send() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://node") as client:
+            posted = [
+                await client.post(
+                    "/v1/scores", json=body, headers=headers | {"Idempotency-Key": key * 20}
+                )
+                for key in "kkl"
+            ]
+            return [*posted, await client.get("/v1/scores", headers=headers)]
+
+    first, second, again, listed = asyncio.run(send())
+    assert first.status_code == second.status_code == 201
+    assert first.json() == second.json()
+    assert again.status_code == 403
+    assert again.headers["content-type"] == "application/problem+json"
+    assert [item["points"] for item in listed.json()["items"][:2]] == [None, first.json()["points"]]
+
+
+def test_drift_is_told_by_month(world: ScoreWorld) -> None:
+    now = world.now
+    world.scorer().score(Wanted(world.grant()))
+    found = drift(world.homes[BANK], world.stores[BANK], world.manifest.job)
+    assert found.baseline == found.months[0].month  # no training scores were opened
+    assert found.months[0].verdict == "few"
+    assert found.months[-1].month == now.strftime("%Y-%m")
+
+
+def test_a_shift_of_the_population_shows() -> None:
+    rng = np.random.default_rng(1)
+    trained, same, worse = (rng.normal(mean, 40, 2000) for mean in (600, 600, 540))
+    found = compare("job", "training", trained, [("2026-01", same), ("2026-02", worse)])
+    assert [month.verdict for month in found.months] == ["stable", "shifted"]
