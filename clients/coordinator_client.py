@@ -54,6 +54,7 @@ from federation.grants import BySubject
 from federation.network import Bundle
 from federation.objects import OrgKind
 from federation.trust import TrustStore
+from federation.witness_api import Accepted, Board, Published, SeenNotes
 
 RETRY_S = 3.0  # a person waits; a node gives its own, longer one
 B = TypeVar("B", bound=BaseModel)
@@ -230,6 +231,20 @@ class CoordinatorClient:
     def notices(self, mailbox: str, after: int = 0) -> Notices:
         """Sealed receipts for a key of this organisation's card."""
         return self._call(Notices, "GET", f"/grants/notices/{mailbox}?after={after}")
+
+    # --- witnesses --------------------------------------------------------------------------------
+
+    def publish_checkpoint(self, body: Published) -> Accepted:
+        """Show this log's newest checkpoint to its witnesses."""
+        return self._call(Accepted, "PUT", "/witness/checkpoint", body)
+
+    def cosign(self, body: SeenNotes) -> Accepted:
+        """Hand in this organisation's cosignatures."""
+        return self._call(Accepted, "PUT", "/witness/cosignatures", body)
+
+    def witness_board(self, after: int, wait_s: float) -> Board:
+        """Checkpoints and cosignatures since version `after`; waits for the first."""
+        return self._call(Board, "GET", f"/witness?after={after}&wait={wait_s:g}")
 
     # --- inside -----------------------------------------------------------------------------------
 

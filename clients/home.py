@@ -71,6 +71,7 @@ class Config(BaseModel):
     dask_scheduler: Scheduler | None = None  # of this party's cluster, for what outgrows a machine
     coordinator: dict[str, Any] = {}  # of the platform's home; `server/config.py` reads it
     verification: dict[str, Any] = {}  # `clients/verification_settings.py` reads it
+    witness: dict[str, Any] = {}  # `clients/witnessed.py` reads it
 
 
 class Home:
@@ -264,7 +265,7 @@ def _read_config(file: Path, environment: Mapping[str, str]) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         what = f"{file} is not valid TOML ({error})"
         raise UsageError(what, todo="correct it, or take it from a backup") from None
-    names = Config.model_fields.keys() - {"org", "coordinator", "verification"}
+    names = Config.model_fields.keys() - {"org", "coordinator", "verification", "witness"}
     settings |= {n: v for n in names if (v := environment.get(f"LIANMO_{n.upper()}"))}
     try:
         return Config.model_validate(settings)

@@ -29,6 +29,7 @@ from clients.store import Store
 from clients.verification import Notice, Parcel, Provider
 from clients.verification_settings import VerificationSettings
 from clients.verifier import Verifier
+from clients.witnessed import Witnessed
 from federation import logs
 from federation.consent_api import NoticeBody, Outbox, ParcelEntry, ReplyEntry
 from federation.errors import LianmoError, Unavailable
@@ -213,6 +214,7 @@ def serve(home: Home, until: Callable[[], None]) -> None:
                 gate,
                 now=_now,
                 services=services(home, store, gate, _now),
+                ready=Witnessed(home, store).require,
             )
             line = AnswerLine(provider, client, time_class_s=settings.time_class_ms / 1000)
             stack.callback(line.stop)

@@ -31,6 +31,7 @@ from clients.round_book import SqlRoundBook
 from clients.runner import Admission, Books, Outcome, Program, Runner
 from clients.runner import Gate as GateProtocol
 from clients.store import Store
+from clients.witnessing import Witnessing
 from clients.workers import workers
 from federation import certificates, keyring
 from federation.api import NETWORK_S
@@ -96,6 +97,10 @@ def serve(
         node_id = _register(home, audit, client, clock, stopped)
         if node_id is None:
             return
+        witnessing = Witnessing(home, store, audit, client, _now)
+        threading.Thread(
+            target=witnessing.run, args=(stopped,), name="witness", daemon=True
+        ).start()
         followed = (home, audit, client, clock, stopped)
         threading.Thread(target=_follow, args=followed, name="network", daemon=True).start()
         runner = Runner(
@@ -135,6 +140,36 @@ def serve(
                 node.run()
         finally:
             runner.stop()
+
+
+def serve_witness(home: Home, *, ready: Callable[[str], None]) -> None:
+    """Cosign the others' logs until SIGTERM or SIGINT, and do nothing else.
+
+    For who runs no node, as a regulator. Raises Conflict if a node runs for this home already.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    stopped = threading.Event()
+    with (
+        _only_one(home),
+        contextlib.closing(Store.open(home.database_url)) as store,
+        CoordinatorClient(home, retry_s=1.0) as client,
+    ):
+        audit, clock = AuditLog(home, store), ClockWatch()
+        audit.require_sound(_now())
+        audit.require_clock(_now())
+        _on_signals(stopped.set)
+        while not stopped.is_set():
+            try:
+                clock.compare(utc_time(client.health().time), _now())
+                clock.require(_now())
+                break
+            except Unavailable as error:
+                log.warning("waiting for the coordinator", extra={"reason": str(error)})
+                stopped.wait(REGISTER_S)
+        followed = (home, audit, client, clock, stopped)
+        threading.Thread(target=_follow, args=followed, name="network", daemon=True).start()
+        ready(f"witness {home.org} ready")
+        Witnessing(home, store, audit, client, _now).run(stopped)
 
 
 def status(home: Home) -> dict[str, Any]:

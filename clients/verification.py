@@ -366,7 +366,8 @@ class Provider:
             content = self._open(parcel)
             kind = self._service(content, work.progress).kind
             if stopped is not None:
-                raise Denied(Check.FRESH, Reason.of(stopped), stopped.what)
+                reason = stopped.reason if isinstance(stopped, Denied) else Reason.of(stopped)
+                raise Denied(Check.FRESH, reason, stopped.what)
             asked = check_asked(
                 content,
                 parcel.sender,

@@ -19,7 +19,7 @@ from sqlalchemy import BigInteger, LargeBinary, String, Text, delete, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from clients.store import Base, Store
-from federation.checkpoints import fork_of, read_note
+from federation.checkpoints import fork_of, read_note, without_cosignatures
 from federation.objects import Card, utc_text
 from protocols import merkle
 from protocols.errors import ProtocolError
@@ -222,7 +222,9 @@ def _alarm(
     now: datetime,
 ) -> Alarm | None:
     """The alarm, if it is a new one: of each kind one for each checkpoint that this node had."""
-    found = Alarm(origin, kind, _without_cosignatures(ours), theirs.to_text(), utc_text(now))
+    # ours changes with each renewal of a cosignature, the alarm's cause does not
+    before = without_cosignatures(read_note(ours)).to_text()
+    found = Alarm(origin, kind, before, theirs.to_text(), utc_text(now))
     rows = session.scalars(select(AlarmRow).where(AlarmRow.origin == origin)).all()
     known = [row for row in rows if row.kind == kind.value]
     if any(row.ours == found.ours for row in known) or len(known) >= ALARMS:
@@ -238,13 +240,6 @@ def _alarm(
         )
     )
     return found
-
-
-def _without_cosignatures(note: str) -> str:
-    """Ours changes with each renewal of a cosignature, the alarm's cause does not."""
-    signed = read_note(note)
-    own = tuple(item for item in signed.signatures if item.name == signed.checkpoint.origin)
-    return merkle.SignedCheckpoint(signed.checkpoint, own).to_text()
 
 
 # --- the own log ----------------------------------------------------------------------------------

@@ -39,6 +39,8 @@ from server.store import Store
 from server.tls import CERTIFICATE_KEY, CertificateProtocol, PublicTls
 from server.verification import SealedRelay
 from server.verification import router as sealed_router
+from server.witness import WitnessBoard
+from server.witness import router as witness_router
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +149,9 @@ class Coordinator:
                 membership=home.membership,
                 log_file=home.path / "log" / "relay.log",
             )
+        self.witnesses = WitnessBoard(
+            self.store, lambda: self.admitted.trust, lambda: datetime.now(UTC)
+        )
         self.tls = PublicTls(*files)
         api = create_app(
             self.governance,
@@ -157,7 +162,10 @@ class Coordinator:
             identify=self.admitted.org_of,
             now=lambda: datetime.now(UTC),
             network=self.admitted.network,
-            others=[sealed_router(SealedRelay(), self._consents())],
+            others=[
+                sealed_router(SealedRelay(), self._consents()),
+                witness_router(self.witnesses),
+            ],
         )
         self.fleet, self.runtime = flower_apis(
             self.superlink, owns=self.admitted.owns, on_report=self._on_report, other=api
@@ -216,6 +224,7 @@ class Coordinator:
                 self.fleet.inbox.close()
                 self.runtime.inbox.close()
                 self.changes.close()
+                self.witnesses.changes.close()
                 await asyncio.gather(*serving, keeper, return_exceptions=True)
                 await run_in_threadpool(self._close)
 

@@ -14,13 +14,20 @@ app = typer.Typer(no_args_is_help=True)
 @app.command()
 def start(
     warm: Annotated[bool, typer.Option(help="Compile the kernels in the background.")] = True,
+    witness_only: Annotated[
+        bool,
+        typer.Option("--witness-only", help="Cosign the others' audit logs and do nothing else."),
+    ] = False,
 ) -> None:
     """Run this organisation's node until it is stopped."""
-    from clients.resident import serve
+    from clients.resident import serve, serve_witness
     from federation import logs
 
     home = open_home()
     logs.configure(file=home.log / "node.log")
+    if witness_only:
+        serve_witness(home, ready=lambda text: typer.echo(text))
+        return
     serve(home, ready=lambda text: typer.echo(text), warm=warm)
 
 
