@@ -164,3 +164,19 @@ def test_scaling_has_room_for_a_million_customers() -> None:
         scale = FixedPoint(most, most / STEPS)
         assert 100 * scale.bound < 1 << 63  # as many banks
         assert scale.resolution < 1e-2  # of a sum over so many
+
+
+def test_every_figure_of_the_report_has_its_place_on_the_page() -> None:
+    """A figure without a place stops the script, and with it every figure after it."""
+    import json
+    import re
+
+    from federation.report import render_html, report_of_network
+
+    result = run(parameters())["bank-a"]
+    manifest = local_neural_manifest(banks(), parameters())
+    page = render_html(report_of_network(result, manifest, created="2026-11-23T12:00:00Z"))
+    found = re.search(r'id="figures">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    places = set(re.findall(r'class="plot" id="(\w+)"', page))
+    assert json.loads(found.group(1)).keys() == places
