@@ -43,7 +43,7 @@ def plotly_script() -> str:
 def figures(report: Report) -> dict[str, Figure]:
     """All figures of the page by the id of their place."""
     found = {"stages": stages(report)}
-    if report.trees is None and report.network is None:  # else federation/tree_plots.py has what is of trees
+    if report.trees is None and report.network is None:
         found["iv"] = information_values(report)
     if (quality := report.assessment) is not None:
         found |= {
