@@ -374,6 +374,12 @@ class AuditLog:
             self._read_on()
             return point.origin == self.origin and not _not_of(self._tree, point, "")
 
+    def cosigned(self) -> merkle.SignedCheckpoint | None:
+        """The newest checkpoint that enough witnesses cosigned, if it is of this very log."""
+        with self._alone():
+            self._read_on()
+            return self._cosigned(-1)
+
     def _cosigned(self, seq: int) -> merkle.SignedCheckpoint | None:
         """A cosigned checkpoint over the entry, of this very tree."""
         note = OwnCheckpoint(self._store).state().note

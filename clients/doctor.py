@@ -20,6 +20,9 @@ from pathlib import Path
 from clients.coordinator_client import CoordinatorClient, coordinator_url, platform_of
 from clients.home import Home
 from clients.resident import is_running, relay_client
+from clients.store import opened
+from clients.witness_book import WitnessBook
+from clients.witnessed import Witnessed
 from federation.errors import LianmoError, Unavailable
 from federation.objects import OrgKind, utc_time
 from federation.package import package_sha256
@@ -58,6 +61,8 @@ def examine(home: Home, now: datetime) -> Iterator[Finding]:
     yield from _keys(home, now)
     yield _guarded("network", lambda: _network(home, now))
     yield _node(home)
+    if home.own().org_kind is not OrgKind.PLATFORM:
+        yield _guarded("witnesses", lambda: _witnesses(home, now))
     yield from _coordinator(home)
     yield _guarded("relay", lambda: _relay(home))
 
@@ -181,6 +186,25 @@ def _node(home: Home) -> Finding:
         return Finding("node", State.OK, "it runs")
     todo = "start it with `lianmo node start`: without it no job can run here"
     return Finding("node", State.WARNING, "it does not run", todo)
+
+
+def _witnesses(home: Home, now: datetime) -> Finding:
+    if home.config.database_url is None and not (home.path / "state.db").is_file():
+        text, todo = "there is no audit log yet", "start the node, and those of others"
+        return Finding("witnesses", State.WARNING, text, todo)
+    with opened(home.database_url) as store:
+        state = Witnessed(home, store).state(now)
+        alarms = WitnessBook(store).alarms()
+    if alarms:
+        text = f"{len(alarms)} checkpoints were refused, the last of {alarms[-1].origin}"
+        todo = "`lianmo audit witnesses --json` has both notes; call the auditor"
+        return Finding("witnesses", State.FAILED, text, todo)
+    if state.reason is not None:
+        text = f"answers to questions stop (jobs go on): {state.reason}"
+        return Finding("witnesses", State.WARNING, text, state.todo)
+    names = ", ".join(sorted(org for org, _ in state.witnesses))
+    text = f"{state.cosigned} of {state.entries} entries of the log are cosigned, by {names}"
+    return Finding("witnesses", State.OK, text)
 
 
 def _coordinator(home: Home) -> Iterator[Finding]:

@@ -37,7 +37,7 @@ from clients.witness_book import (
     WitnessBook,
 )
 from clients.witnessed import WitnessSettings, is_active
-from federation.audit import Action, Reason, Result
+from federation.audit import Action, Reason, Receipt, Result
 from federation.checkpoints import (
     cosign,
     cosigned_at,
@@ -304,6 +304,22 @@ class Witnessing:
         if judged is None or judged.alarm is None:
             return
         raise_alarm(self._audit, card.org, judged.alarm, self._now())
+
+
+def require_no_fork(home: Home, store: Store, receipt: Receipt, now: datetime) -> None:
+    """A receipt's checkpoint is of the history that this home saw as a witness.
+
+    Raises IntegrityError, after an alarm in our log, if it is of another. The receipt was verified.
+    """
+    card = home.trust().card(receipt.org)
+    judged = WitnessBook(store).compare(receipt.tlog_proof().signed, card, now)
+    if judged is None:
+        return
+    if judged.alarm is not None:
+        raise_alarm(AuditLog(home, store), card.org, judged.alarm, now)
+    todo = "`lianmo audit witnesses --json` has both notes, which prove it to anybody"
+    what = "two histories of one log: the receipt is of another than this node has seen"
+    raise IntegrityError(what, party=card.org, todo=todo)
 
 
 def raise_alarm(audit: AuditLog, org: str, alarm: Alarm, now: datetime) -> None:

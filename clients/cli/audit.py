@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True)
 
 UNCOSIGNED = (
-    "uncosigned: only this organisation's own log key vouches for it, until witnesses exist"
+    "uncosigned: only this organisation's own log key vouches for it so far; "
+    "`lianmo audit witnesses` says why"
 )
+POLL_S = 0.3
 
 
 @app.command()
@@ -67,7 +70,7 @@ def verify(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Compute the whole log again and hold the database against it; no witness does so yet."""
+    """Compute the whole log again and hold the database against it; witnesses see its root only."""
     from clients.cli.receipt import read_receipt
     from federation.audit import verify_receipt
 
@@ -75,9 +78,11 @@ def verify(
     receipts = [read_receipt(file) for file in receipt or ()]
     with _opened() as (log, _):
         found = log.verify()
+        cosigned = log.cosigned()
         for item in receipts:
             verify_receipt(item, home.trust())
             log.require_holds(item)
+    seen = 0 if cosigned is None else cosigned.checkpoint.size
     result = {
         "ok": not found.problems,
         "origin": found.origin,
@@ -85,7 +90,8 @@ def verify(
         "root": found.root,
         "erased": found.erased,
         "receipts": len(receipts),
-        "status": "uncosigned",
+        "cosigned_entries": seen,
+        "status": "cosigned" if found.entries and seen >= found.entries else "uncosigned",
         "problems": list(found.problems),
     }
 
@@ -101,22 +107,72 @@ def verify(
     if found.problems:
         say("the log or the database was changed; keep both as they are and call the auditor")
         raise typer.Exit(4)
-    say(UNCOSIGNED)
+    say(f"witnesses have seen its first {seen} entries" if seen else UNCOSIGNED)
+
+
+@app.command()
+def witnesses(as_json: JsonFlag = False) -> None:
+    """Show who cosigned this node's log and when, which logs it cosigned, and what it refused."""
+    from clients.witness_book import WitnessBook
+    from clients.witnessed import Witnessed
+
+    home, now = open_home(), datetime.now(UTC)
+    with _opened() as (_, store):
+        state, book = Witnessed(home, store).state(now), WitnessBook(store)
+        seen, alarms = [item.checkpoint for item in book.newest()], book.alarms()
+    result = {
+        "entries": state.entries,
+        "cosigned_entries": state.cosigned,
+        "witnesses": [{"org": org, "at": at} for org, at in state.witnesses],
+        "required": state.required,
+        "possible": list(state.possible),
+        "seen": state.since,
+        "stopped": state.reason,
+        "logs": [{"origin": p.origin, "entries": p.size, "root": p.root.hex()} for p in seen],
+        "alarms": [
+            {"origin": a.origin, "kind": a.kind, "at": a.found, "ours": a.ours, "theirs": a.theirs}
+            for a in alarms
+        ],
+    }
+
+    def human() -> str:
+        head = f"{state.cosigned} of {state.entries} entries are cosigned, {state.required} needed"
+        lines = [head]
+        if state.witnesses:
+            rows = [[org, at.isoformat()] for org, at in state.witnesses]
+            lines.append(table(["witness", "last cosigned"], rows))
+        if seen:
+            rows = [[point.origin, str(point.size)] for point in seen]
+            lines.append(table(["log that this node cosigns", "entries"], rows))
+        lines += [f"refused: {a.kind} of {a.origin} at {a.found}" for a in alarms]
+        return "\n".join(lines)
+
+    emit(result, as_json, human)
+    if state.reason is not None:
+        say(f"answers to questions stop: {state.reason}; {state.todo}")
+    if alarms:
+        say("call the auditor: --json has both notes of each refusal")
 
 
 @app.command()
 def receipt(
     seq: Annotated[int, typer.Argument(metavar="SEQ", help="The entry's number.")],
+    wait: Annotated[
+        float, typer.Option(min=0, max=600, help="Seconds to wait for witnesses, at most.")
+    ] = 0,
     out: Annotated[Path | None, typer.Option(help="A file instead of stdout.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Give out an entry's receipt, to verify with our card alone; uncosigned: without witnesses."""
+    """Give out an entry's receipt, cosigned once witnesses have seen it; verifies with cards."""
     from clients.cli.receipt import write_receipt
 
+    until = time.monotonic() + wait
     with _opened() as (log, _):
-        made = log.receipt(seq)
+        while (made := log.receipt(seq)).status == "uncosigned" and time.monotonic() < until:
+            time.sleep(POLL_S)
     write_receipt(made, out, as_json)
-    say(UNCOSIGNED)
+    if made.status == "uncosigned":
+        say(UNCOSIGNED)
 
 
 @app.command("erase-salt")

@@ -26,7 +26,8 @@ app = typer.Typer(no_args_is_help=True)
 
 Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Receipts.")]
 UNCOSIGNED = (
-    "uncosigned: no other organisation has seen this log; its owner could still sign another one"
+    "uncosigned: too few other organisations have seen this log; its owner could still sign "
+    "another one"
 )
 
 
@@ -37,7 +38,8 @@ def verify(
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="The log owner's card, instead of the cards that this home trusts. Repeatable.",
+            help="The log owner's card and its witnesses', instead of the cards that this home "
+            "trusts. Repeatable.",
         ),
     ] = None,
     subject: Annotated[
@@ -50,13 +52,16 @@ def verify(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Verify receipts with the log owners' cards alone; uncosigned: no witness has seen the log."""
+    """Verify receipts offline, with cards alone, and say which organisations cosigned the log."""
     from federation.audit import require_one_history, verify_receipt
 
     trust = _trust(card)
     wanted = _digest_of(subject)
-    verified = [verify_receipt(read_receipt(file), trust) for file in files]
+    receipts = [read_receipt(file) for file in files]
+    verified = [verify_receipt(item, trust) for item in receipts]
     require_one_history(verified)
+    if not card:
+        _require_seen_history(receipts)
     for item in verified:
         _require_about(item, wanted)
     rows = [_row(file, item) for file, item in zip(files, verified, strict=True)]
@@ -71,7 +76,8 @@ def verify(
         say("note: a log key was revoked since; a thief could have dated a receipt back")
     if card:
         _say_fingerprints(trust)
-    say(UNCOSIGNED)
+    if any(item.status == "uncosigned" for item in verified):
+        say(UNCOSIGNED)
 
 
 @app.command()
@@ -130,6 +136,21 @@ def _trust(cards: list[Path] | None) -> TrustStore:
     return open_home().trust()
 
 
+def _require_seen_history(receipts: list[Receipt]) -> None:
+    """Of what this home itself has seen as a witness, if it was one."""
+    from datetime import UTC, datetime
+
+    from clients.store import opened
+    from clients.witnessing import require_no_fork
+
+    home = open_home()
+    if home.config.database_url is None and not (home.path / "state.db").is_file():
+        return
+    with opened(home.database_url) as store:
+        for item in receipts:
+            require_no_fork(home, store, item, datetime.now(UTC))
+
+
 def _say_fingerprints(trust: TrustStore) -> None:
     for org in trust:
         say(f"card of {org}: {trust.card(org).fingerprint()}; compare it over another channel")
@@ -158,6 +179,7 @@ def _row(file: Path, item: VerifiedReceipt) -> dict[str, Any]:
         "origin": item.origin,
         "tree_size": item.size,
         "root": item.root,
+        "witnesses": [{"org": org, "at": at} for org, at in item.witnesses],
         "key_revoked_since": item.is_key_revoked,
         **_entry(item.entry),
     }
@@ -171,4 +193,7 @@ def _entry(entry: AuditEntry) -> dict[str, Any]:
 def _line(item: VerifiedReceipt) -> str:
     entry = item.entry
     where = f"entry {entry.seq} of {item.origin}, signed with {item.size} entries"
-    return f"{entry.action} {entry.outcome} at {entry.time} ({where})"
+    text = f"{entry.action} {entry.outcome} at {entry.time} ({where})"
+    if item.status == "cosigned":
+        text += f"; cosigned by {', '.join(sorted(org for org, _ in item.witnesses))}"
+    return text

@@ -65,6 +65,9 @@ class City(Network):
             config.write(f"[coordinator]\nruntime_port = {self.runtime_port}\nparty_wait_s = 12\n")
         with (folder / "tax" / "config.toml").open("a") as config:
             config.write('[verification]\nissuers = { licence = "A3" }\nstatus_every_s = 0.5\n')
+        for org in ("tax", "bank-a", "licence"):
+            with (folder / org / "config.toml").open("a") as config:
+                config.write("[witness]\nevery_s = 0.5\n")
         for one in KINDS:
             for other in KINDS:
                 if one != other:
@@ -107,6 +110,12 @@ class City(Network):
     def start_real_node(self, org: str) -> None:
         self.start(org, "-m", "clients.cli.main", "node", "start", "--no-warm")
 
+    def until_witnessed(self, org: str) -> None:
+        deadline = time.monotonic() + 60
+        while (found := self.lianmo(org, "audit", "witnesses"))["stopped"] is not None:
+            assert time.monotonic() < deadline, found
+            time.sleep(0.5)
+
 
 @pytest.fixture(scope="module")
 def city(tmp_path_factory: pytest.TempPathFactory) -> Iterator[City]:
@@ -115,6 +124,8 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> Iterator[City]:
         city.start_coordinator()
         for org in ("tax", "bank-a"):
             city.start_real_node(org)
+        # the tax bureau's log needs two witnesses of the three organisations that run nodes
+        city.start("licence", "-m", "clients.cli.main", "node", "start", "--witness-only")
         city.lianmo("tax", "catalogue", "publish", "firms")
         yield city
     finally:
@@ -172,6 +183,7 @@ def test_a_firm_grants_the_bank_asks_and_after_revocation_nobody_answers(city: C
         "arg": "1000000",
     }
     key = {"Idempotency-Key": "0123456789abcdef"}
+    city.until_witnessed("tax")
     status, first = api(city, "POST", "/v1/verifications", question, **key)
     assert (status, first["result"]) == (201, "match")  # 300,000 x 8
     assert api(city, "POST", "/v1/verifications", question, **key) == (201, first)
