@@ -168,7 +168,7 @@ class Gate:
         entry = self._audit.entry(intent)
         about = self._audit.subject(intent)
         if (
-            entry.action not in (Action.ASKED, Action.SCORED)
+            entry.action not in (Action.ASKED, Action.SCORED, Action.WATCHED)
             or entry.outcome is not Result.ADMITTED
             or about != subject.encode()
         ):

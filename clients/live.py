@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from typing import Protocol
 
 from clients import grants
 from clients.coordinator_client import CoordinatorClient
@@ -29,6 +30,8 @@ from clients.store import Store
 from clients.verification import Notice, Parcel, Provider
 from clients.verification_settings import VerificationSettings
 from clients.verifier import Verifier
+from clients.watcher import Watcher
+from clients.watching import Watchman
 from clients.witnessed import Witnessed
 from federation import logs
 from federation.consent_api import NoticeBody, Outbox, ParcelEntry, ReplyEntry
@@ -43,11 +46,18 @@ FORGET_EVERY_S = 3600.0
 AGAIN_S = (0.2, 5.0)  # pause after a failure, first and longest
 
 
+class Answers(Protocol):
+    """Turns sealed frames into sealed replies: `Provider`, or a bank's `Watcher`."""
+
+    def answer(self, parcels: Sequence[Parcel]) -> tuple[list[bytes], list[Notice]]:
+        """The replies in the order of the frames, empty where there is none; and receipts."""
+
+
 class AnswerLine:
     """Takes sealed questions from the coordinator and brings the answers back, until stopped."""
 
     def __init__(
-        self, provider: Provider, client: CoordinatorClient, *, time_class_s: float
+        self, provider: Answers, client: CoordinatorClient, *, time_class_s: float
     ) -> None:
         self._provider, self._client, self._time_class_s = provider, client, time_class_s
         self._stopped = threading.Event()
@@ -128,6 +138,32 @@ class Follower:
         self._next_forgetting = time.monotonic() + FORGET_EVERY_S
         if count := Verifier(self._home, self._store, self._client, _now).forget_old():
             log.info("answers forgotten", extra={"count": count})
+
+
+class WatchLine:
+    """Looks at watched values when data were refreshed, and brings the alerts to their banks."""
+
+    def __init__(
+        self, watchman: Watchman, ready: Callable[[datetime], None], every_s: float
+    ) -> None:
+        self._watchman, self._ready, self._every_s = watchman, ready, every_s
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stopped.set()
+
+    def run(self) -> None:
+        """Look until `stop`."""
+        while not self._stopped.wait(self._every_s):
+            try:
+                self._ready(_now())
+                self._watchman.round()
+            except LianmoError as error:
+                log.warning("watches not looked at", extra={"reason": str(error)})
+            except Exception:
+                # one round must not end all that come after it
+                log.exception("watches not looked at")
 
 
 # --- the process ----------------------------------------------------------------------------------
@@ -219,6 +255,15 @@ def serve(home: Home, until: Callable[[], None]) -> None:
             line = AnswerLine(provider, client, time_class_s=settings.time_class_ms / 1000)
             stack.callback(line.stop)
             threading.Thread(target=line.run, name="answers", daemon=True).start()
+            watchman = Watchman(home, store, gate, client, _now)
+            watch = WatchLine(watchman, Witnessed(home, store).require, settings.watch_every_s)
+            stack.callback(watch.stop)
+            threading.Thread(target=watch.run, name="watches", daemon=True).start()
+        elif Usage.REQUEST in usages:  # alerts come the way that questions go
+            taker = Watcher(home, store, client, _now)
+            line = AnswerLine(taker, client, time_class_s=settings.time_class_ms / 1000)
+            stack.callback(line.stop)
+            threading.Thread(target=line.run, name="alerts", daemon=True).start()
         if Usage.REQUEST in usages:
             from clients.local_api import serving
 

@@ -57,7 +57,7 @@ from protocols.books import BatchId, StoredAnswer, TokenId
 from protocols.errors import ProtocolError
 from protocols.row_key_books import REFUSALS_MAX, Attempt, StoredReply
 
-HEAD = "0009"  # the newest migration; a test holds it to the scripts
+HEAD = "0010"  # the newest migration; a test holds it to the scripts
 BUSY_TIMEOUT_S = 30  # how long a command waits for another one's transaction
 
 # --- model ----------------------------------------------------------------------------------------
@@ -382,6 +382,34 @@ class ScoreRow(Base):
     answers: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # signed, with their receipts
     score: Mapped[bytes | None] = mapped_column(LargeBinary)  # signed
     points: Mapped[int | None]
+
+
+class WatchRow(Base):
+    """A watch: at the provider one that it keeps, at the bank one that it has asked for."""
+
+    __tablename__ = "watch"
+
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)  # of the request
+    part: Mapped[str] = mapped_column(String(8))  # kept, asked
+    consent: Mapped[str] = mapped_column(String(64), index=True)
+    request: Mapped[bytes] = mapped_column(LargeBinary)  # the payload
+    created: Mapped[str] = mapped_column(String(32))
+    snapshot: Mapped[str | None] = mapped_column(String(64))  # last looked at; None: look again
+    holds: Mapped[bool]
+    last_alert: Mapped[str | None] = mapped_column(String(32))
+    ended: Mapped[str | None] = mapped_column(String(32))  # why
+
+
+class AlertRow(Base):
+    """An alert: at the provider until the bank has taken it and after, at the bank as it came."""
+
+    __tablename__ = "alert"
+
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    watch: Mapped[str] = mapped_column(String(64), index=True)
+    notice: Mapped[bytes] = mapped_column(LargeBinary)
+    created: Mapped[str] = mapped_column(String(32), index=True)
+    taken: Mapped[str | None] = mapped_column(String(32))  # by the bank
 
 
 class IdempotencyRow(Base):

@@ -83,6 +83,7 @@ class Action(StrEnum):
     AUDIT_HANDED = "audit-handed"  # a bundle for the auditor who is the subject; `amount` frames
     ASKED = "asked"  # on one enterprise, under its grant: the intent before a value is read
     ANSWERED = "answered"  # what such an intent or refusal came to; `attempt` is the intent's seq
+    WATCHED = "watched"  # under a grant: the intent before a watched value is read again
     SCORED = "scored"  # by a bank: the intent before its own row of the enterprise is read
     GRANT_PAUSED = "grant-paused"
     GRANT_RESUMED = "grant-resumed"

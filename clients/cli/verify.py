@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clients.cli import watch
 from clients.cli.common import JsonFlag, emit, open_home, open_input, say, table
 
 if TYPE_CHECKING:
     from clients.verifier import Enquiry, Wanted
 
 app = typer.Typer(no_args_is_help=True)
+app.add_typer(watch.app, name="watch", help="Be told when a rule starts to hold for a borrower.")
 
 
 @app.command()

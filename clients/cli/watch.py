@@ -1,0 +1,130 @@
+"""`lianmo verify watch`: rules whose start a bank is told of, under their grants."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clients.cli.common import JsonFlag, emit, open_home, say, table
+
+if TYPE_CHECKING:
+    from clients.watcher import Watcher
+
+app = typer.Typer(no_args_is_help=True)
+
+WatchId = Annotated[str, typer.Argument(metavar="WATCH", help="Its digest, or the beginning.")]
+
+
+@app.command()
+def add(
+    rule: Annotated[str, typer.Argument(metavar="RULE", help="This bank's name for the rule.")],
+    grant: Annotated[str, typer.Option(help="A grant of the channel watch.")],
+    provider: Annotated[str, typer.Option(help="Who watches.")],
+    dataset: Annotated[str, typer.Option(help="Its dataset.")],
+    field: Annotated[str, typer.Option(help="The field.")],
+    op: Annotated[str, typer.Option(help="exists, compare or count.")] = "compare",
+    arg: Annotated[str | None, typer.Option(help="The threshold on the grid.")] = None,
+    below: Annotated[
+        bool, typer.Option("--below", help="Tell when it falls below the threshold.")
+    ] = False,
+    period: Annotated[str, typer.Option(help="For which period.")] = "current",
+    severity: Annotated[str, typer.Option(help="info, warning or critical.")] = "warning",
+    debounce: Annotated[
+        int, typer.Option(min=0, help="Seconds between two alerts at least.")
+    ] = 86_400,
+    as_json: JsonFlag = False,
+) -> None:
+    """Ask an owner to tell this bank when a rule starts to hold for a borrower."""
+    from clients.watcher import Wanted, plain_watch
+
+    question: dict[str, Any] = {
+        "dataset": dataset,
+        "field": field,
+        "op": op,
+        "arg": arg,
+        "period": period,
+    }
+    if op in ("compare", "count"):
+        question["comparison"] = "lt" if below else "ge"
+    with _watcher() as watcher:
+        found = watcher.add(Wanted(grant, provider, rule, question, severity, debounce))
+    emit(plain_watch(found), as_json)
+    say(f"{provider} watches; `lianmo verify watch alerts` shows what it tells")
+
+
+@app.command("list")
+def list_(as_json: JsonFlag = False) -> None:
+    """List this bank's watches, the newest first."""
+    from clients.watcher import plain_watch
+
+    with _watcher(offline=True) as watcher:
+        found = [plain_watch(item) for item in watcher.all()]
+
+    def human() -> str:
+        names = ["watch", "rule", "provider", "field", "op", "arg", "severity", "ended"]
+        rows = [[str(item[name] or "-")[:24] for name in names] for item in found]
+        return table(names, rows) if rows else "no watches yet"
+
+    emit(found, as_json, human)
+
+
+@app.command()
+def alerts(
+    watch: Annotated[str | None, typer.Argument(help="One watch; default: all.")] = None,
+    receipts: Annotated[
+        Path | None, typer.Option(help="A folder for the receipts of the alerts.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show the alerts that came, the newest first, or write out their receipts."""
+    from clients.watcher import plain_alert
+    from federation.keyring import write
+
+    with _watcher(offline=True) as watcher:
+        digest = watcher.get(watch).digest if watch else None
+        told = watcher.alerts(digest)
+    if receipts is not None:
+        receipts.mkdir(parents=True, exist_ok=True)
+        for item in told:
+            write(receipts / f"{item.digest[:16]}.receipt", item.receipt.to_json())
+    found = [plain_alert(item) for item in told]
+
+    def human() -> str:
+        names = ["created", "rule", "severity", "org", "as_of", "uses_left"]
+        rows = [[str(item[name]) for name in names] for item in found]
+        return table(names, rows) if rows else "no alerts yet"
+
+    emit(found, as_json, human)
+
+
+@app.command()
+def remove(watch: WatchId, as_json: JsonFlag = False) -> None:
+    """Take no more alerts of a watch."""
+    from clients.watcher import plain_watch
+
+    with _watcher(offline=True) as watcher:
+        found = watcher.remove(watch)
+    emit(plain_watch(found), as_json)
+    say("the owner ends it at its next alert; revoking the grant ends it at once")
+
+
+@contextlib.contextmanager
+def _watcher(offline: bool = False) -> Iterator[Watcher]:
+    from clients.coordinator_client import CoordinatorClient
+    from clients.store import opened
+    from clients.watcher import Watcher
+
+    home = open_home()
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(opened(home.database_url))
+        carrier: Any = None if offline else stack.enter_context(CoordinatorClient(home))
+        yield Watcher(home, store, carrier, _now)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,233 @@
+"""The bank's side of watches: sign up, take alerts, list and remove.
+
+An alert counts if the provider has signed it for a watch of this bank and its receipt verifies in
+the provider's log; it is on disk before the bank says that it has taken it.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from pydantic import ValidationError
+from sqlalchemy import select
+
+from clients.consent import Consents
+from clients.home import Home, explain
+from clients.store import AlertRow, Store, WatchRow
+from clients.verification import Notice, Parcel
+from clients.verifier import Carrier, Verifier
+from clients.watching import ASKED
+from federation import sealing
+from federation.audit import Receipt, verify_receipt
+from federation.enquiry import Answered
+from federation.envelope import parse, sign
+from federation.errors import Conflict, IntegrityError, LianmoError, NotFound, Refused, UsageError
+from federation.objects import Usage, utc_text
+from federation.verification import WINDOW, Ask
+from federation.watch import Alert, AlertNotice, AlertTaken, WatchRequest
+
+log = logging.getLogger("lianmo.watch")
+REMOVED = "removed"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A rule as a bank's system puts it."""
+
+    grant: str
+    provider: str
+    rule: str
+    question: dict[str, Any] = field(repr=False)  # dataset, field, op, comparison, arg, period
+    severity: str = "warning"
+    debounce_s: int = 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A watch of this bank."""
+
+    digest: str
+    request: WatchRequest = field(repr=False)
+    created: str
+    ended: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An alert that came, with its receipt."""
+
+    digest: str
+    alert: Alert = field(repr=False)
+    receipt: Receipt = field(repr=False)
+
+
+class Watcher:
+    """One bank's watches."""
+
+    def __init__(
+        self, home: Home, store: Store, carrier: Carrier, now: Callable[[], datetime]
+    ) -> None:
+        self._home, self._store, self._carrier, self._now = home, store, carrier, now
+        self._verifier = Verifier(home, store, carrier, now)
+
+    def add(self, wanted: Wanted) -> Watched:
+        """Sign up; raises Refused if the provider does not keep it."""
+        held, now = Consents(self._store).get(wanted.grant), self._now()
+        plain = {
+            "channel": held.grant.channel,
+            "request": secrets.token_hex(16),
+            "grant": held.digest,
+            "verifier": self._home.org,
+            "provider": wanted.provider,
+            "subject": held.grant.subject,
+            "purpose": held.grant.purpose,
+            "created": utc_text(now),
+            "expires": utc_text(now + WINDOW),
+            "nonce": secrets.token_hex(16),
+            "reply_key": self._home.key(Usage.ENCRYPT).key_id,
+            "rule": wanted.rule,
+            "severity": wanted.severity,
+            "debounce_s": wanted.debounce_s,
+        } | wanted.question
+        try:
+            request = WatchRequest.model_validate(plain)
+        except ValidationError as error:
+            raise UsageError(f"the watch: {explain(error)}") from None
+        signed = sign(request, self._home.key(Usage.REQUEST))
+        sealed = self._verifier.seal(request, Ask(request=signed, grant=held.bundle))
+        # kept before it leaves: an alert of a watch that nobody here knows is not taken
+        with self._store.writing(WatchRow) as session:
+            row = WatchRow(
+                digest=request.digest(),
+                part=ASKED,
+                consent=held.digest,
+                request=request.payload(),
+                created=utc_text(now),
+                holds=False,
+            )
+            session.add(row)
+        answer, _ = self._verifier.open(request, self._carrier.ask_sealed(request.provider, sealed))
+        if answer.result is Answered.REFUSED:
+            self._end(request.digest(), "refused")
+            todo = "see that the grant is in force and names the rule; the reason is in its own log"
+            raise Refused("does not keep the watch", party=request.provider, todo=todo)
+        return self.get(request.digest())
+
+    def get(self, digest: str) -> Watched:
+        """One watch, also by the beginning of its digest."""
+        found = [item for item in self.all() if item.digest.startswith(digest)]
+        if len(digest) < 8 or not found:
+            raise NotFound("there is no such watch", todo="`lianmo verify watch list`")
+        if len(found) > 1:
+            raise Conflict("several watches begin like this", todo="give more of the digest")
+        return found[0]
+
+    def all(self) -> list[Watched]:
+        """All watches, the newest first."""
+        with self._store.reading() as session:
+            query = select(WatchRow).where(WatchRow.part == ASKED).order_by(WatchRow.created.desc())
+            return [
+                Watched(
+                    row.digest,
+                    WatchRequest.model_validate(parse(row.request)),
+                    row.created,
+                    row.ended,
+                )
+                for row in session.scalars(query)
+            ]
+
+    def remove(self, digest: str) -> Watched:
+        """Take no more alerts; the provider ends the watch when its next one is not wanted."""
+        found = self.get(digest)
+        self._end(found.digest, REMOVED)
+        return self.get(found.digest)
+
+    def alerts(self, watch: str | None = None) -> list[Told]:
+        """The alerts that came, the newest first."""
+        with self._store.reading() as session:
+            query = select(AlertRow).order_by(AlertRow.created.desc(), AlertRow.digest)
+            if watch is not None:
+                query = query.where(AlertRow.watch == watch)
+            rows = [(row.digest, row.notice) for row in session.scalars(query)]
+        notices = [(digest, AlertNotice.from_bytes(data)) for digest, data in rows]
+        return [Told(d, n.alert.unverified(Alert), n.receipt) for d, n in notices]
+
+    def _end(self, digest: str, why: str) -> None:
+        with self._store.writing(WatchRow) as session:
+            session.get_one(WatchRow, digest).ended = why
+
+    # --- what providers send
+
+    def answer(self, parcels: Sequence[Parcel]) -> tuple[list[bytes], list[Notice]]:
+        """Take alerts, as `Provider.answer` takes questions; empty where one is not taken."""
+        return [self._take(parcel) for parcel in parcels], []
+
+    def _take(self, parcel: Parcel) -> bytes:
+        try:
+            return self._taken(parcel)
+        except LianmoError as error:
+            log.warning("alert not taken", extra={"sender": parcel.sender, "why": error.what})
+            return b""
+
+    def _taken(self, parcel: Parcel) -> bytes:
+        key, trust, now = self._home.key(Usage.ENCRYPT), self._home.trust(), self._now()
+        content = sealing.unseal(sealing.ASK, parcel.sealed, sender=parcel.sender, key=key)
+        notice = AlertNotice.from_bytes(content)
+        alert = trust.verify(notice.alert, Alert, Usage.ANSWER, now, org=parcel.sender).object
+        watched = self.get(alert.watch)
+        if (watched.request.provider, watched.request.grant) != (alert.org, alert.grant):
+            raise IntegrityError("an alert on another's watch", party=alert.org)
+        proven = verify_receipt(notice.receipt, trust)
+        if proven.org != alert.org or proven.entry.object != alert.digest():
+            raise IntegrityError("the receipt is of another alert", party=alert.org)
+        wanted = watched.ended is None
+        if wanted:
+            with self._store.writing(AlertRow) as session:
+                if session.get(AlertRow, alert.digest()) is None:
+                    row = AlertRow(
+                        digest=alert.digest(),
+                        watch=alert.watch,
+                        notice=notice.to_bytes(),
+                        created=alert.created,
+                        taken=utc_text(now),
+                    )
+                    session.add(row)
+        said = AlertTaken(
+            org=self._home.org, alert=alert.digest(), created=utc_text(now), wanted=wanted
+        )
+        signed = sign(said, self._home.key(Usage.REQUEST))
+        keys = trust.card(parcel.sender).of_usage(Usage.ENCRYPT)
+        recipient = base64.b64decode(keys[-1].spki)
+        me = self._home.org
+        return sealing.seal(sealing.ANSWER, signed.to_json(), sender=me, recipient=recipient)
+
+
+def plain_watch(watched: Watched) -> dict[str, object]:
+    """As the command line shows it."""
+    request = watched.request
+    return {
+        "watch": watched.digest,
+        "created": watched.created,
+        "grant": request.grant,
+        "provider": request.provider,
+        "rule": request.rule,
+        "dataset": request.dataset,
+        "field": request.field,
+        "op": request.op.value,
+        "comparison": request.comparison.value if request.comparison else None,
+        "arg": request.arg,
+        "period": request.period,
+        "severity": request.severity.value,
+        "ended": watched.ended,
+    }
+
+
+def plain_alert(told: Told) -> dict[str, object]:
+    """The same of an alert."""
+    return {"alert": told.digest} | told.alert.model_dump(mode="json")

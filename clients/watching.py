@@ -1,0 +1,313 @@
+"""The owner's side of watches: sign-up, evaluation when the data change, alerts until taken.
+
+Every look at a value is an entry in the audit log before it happens, every alert a use of the
+grant. An alert is on disk with its log entries before it leaves and leaves until the bank has taken
+it; so a crash anywhere costs at most a second delivery, which the bank knows by its digest.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import select
+
+from clients.audit import AuditLog
+from clients.consent import Consents, Debits
+from clients.gate import Gate
+from clients.home import Home
+from clients.store import AlertRow, Store, WatchRow
+from clients.verification import Debit, Facts, Outcome
+from clients.verification_settings import VerificationSettings
+from clients.verifier import Carrier
+from federation import enquiry, sealing
+from federation.audit import Action, Check, Reason, Result
+from federation.catalogue import Field
+from federation.enquiry import BIT, Answered, Comparison
+from federation.envelope import Envelope, parse, sign
+from federation.errors import IntegrityError, LianmoError, Refused
+from federation.grants import Grant, verify_by_subject
+from federation.objects import Usage, utc_text, utc_time
+from federation.verification import Asked, Denied, require_in_force
+from federation.watch import Alert, AlertNotice, AlertTaken, WatchRequest
+
+log = logging.getLogger("lianmo.watch")
+KEPT, ASKED = "kept", "asked"
+WATCHING = "watching"
+# That end a watch for good; others may pass: a stale list, a pause.
+FINAL = {Reason.REVOKED, Reason.EXPIRED, Reason.USES}
+
+
+class Watches:
+    """Signing up for a watch; the answer is that it is kept, and nothing of the value."""
+
+    kind = WatchRequest
+
+    def __init__(self, store: Store, gate: Gate, now: Callable[[], datetime]) -> None:
+        self._store, self._gate, self._now = store, gate, now
+        self._debits = Debits(store)
+
+    def debits(self, asked: Asked[WatchRequest]) -> Sequence[Debit]:
+        """The question's bit, on the same budget as questions of others."""
+        request, said = asked.request, asked.places[0].offered.enquiry
+        if said is None:
+            raise RuntimeError("a field without an enquiry passed check 8")
+        snapshot = self._store.datasets.get(request.dataset).snapshot
+        place = (request.dataset, request.field, request.period)
+        scope = self._debits.scope(request.subject, *place)
+        leak = self._debits.leak(scope, snapshot)
+        return [Debit(scope, snapshot, leak, BIT, said.bits_budget)]
+
+    def read(
+        self, asked: Asked[WatchRequest], intents: Sequence[int], debits: Sequence[Debit]
+    ) -> Outcome:
+        """Look once, silently: a rule that holds already does not start to hold."""
+        request, place = asked.request, asked.places[0]
+        catalogue = place.entry.digest()
+        holds, snapshot, _ = _look(self._gate, intents[0], request, place.offered, catalogue)
+        with self._store.writing(WatchRow) as session:
+            row = WatchRow(
+                digest=asked.digest,
+                part=KEPT,
+                consent=asked.grant_digest,
+                request=request.payload(),
+                created=utc_text(self._now()),
+                snapshot=snapshot,
+                holds=holds,
+            )
+            session.add(row)
+        return Outcome(Answered.VALUE, place.entry.as_of, catalogue, WATCHING, told=(None,))
+
+
+@dataclass(frozen=True, slots=True)
+class _Due:
+    """A watch that has to be looked at."""
+
+    digest: str
+    request: WatchRequest
+    consent: str
+    holds: bool
+    last_alert: str | None
+
+
+class Watchman:
+    """Evaluates a home's watches and delivers their alerts."""
+
+    def __init__(
+        self, home: Home, store: Store, gate: Gate, carrier: Carrier, now: Callable[[], datetime]
+    ) -> None:
+        self._home, self._store, self._gate, self._now = home, store, gate, now
+        self._carrier = carrier
+        self._settings = VerificationSettings.of(home)
+        self._facts = Facts(home, store, now)
+        self._audit = AuditLog(home, store)
+        self._consents, self._debits = Consents(store), Debits(store)
+
+    def round(self) -> int:
+        """Look at every watch whose data have changed, then deliver; how many alerts were new."""
+        found = 0
+        for due in self._due():
+            try:
+                found += self._evaluate(due)
+            except LianmoError as error:
+                log.warning(
+                    "watch not evaluated", extra={"watch": due.digest[:16], "why": error.what}
+                )
+        self.deliver()
+        return found
+
+    def _due(self) -> list[_Due]:
+        snapshots = {item.name: item.snapshot for item in self._store.datasets.all()}
+        due = []
+        with self._store.reading() as session:
+            query = select(WatchRow).where(WatchRow.part == KEPT, WatchRow.ended.is_(None))
+            for row in session.scalars(query.order_by(WatchRow.created)):
+                request = WatchRequest.model_validate(parse(row.request))
+                ends = self._over(row.consent)
+                if ends or snapshots.get(request.dataset) != row.snapshot:
+                    due.append(_Due(row.digest, request, row.consent, row.holds, row.last_alert))
+        return due
+
+    def _over(self, consent: str) -> bool:
+        """Whether the grant has ended by its own time, without any new data."""
+        return self._now() >= utc_time(self._consents.get(consent).grant.expires)
+
+    def _evaluate(self, due: _Due) -> bool:
+        request, now = due.request, self._now()
+        try:
+            place = self._require_allowed(due, now)
+        except Denied as error:
+            if error.reason in FINAL:
+                self._end(due, error.reason.value)
+            raise
+        offered, catalogue, as_of = place
+        with self._audit.together(now):
+            intent = self._audit.append(
+                Action.WATCHED,
+                due.digest,
+                now,
+                actor=Usage.ANSWER,
+                outcome=Result.ADMITTED,
+                job=due.consent,
+                subject=request.subject.encode(),
+            )
+        holds, snapshot, _ = _look(self._gate, intent.seq, request, offered, catalogue)
+        starts = holds and not due.holds
+        pause = timedelta(seconds=request.debounce_s)
+        if starts and due.last_alert is not None and now < utc_time(due.last_alert) + pause:
+            return False  # looked at again when the pause is over, if it still holds then
+        if not starts:
+            self._mark(due, snapshot, holds)
+            return False
+        self._raise_alert(due, snapshot, as_of, now)
+        return True
+
+    def _require_allowed(self, due: _Due, now: datetime) -> tuple[Field, str, str]:
+        """The checks that may turn out otherwise than when the watch was signed up."""
+        stored, trust, request = self._consents.get(due.consent), self._home.trust(), due.request
+        policy = self._settings.policy(self._home.org, trust)
+        consent = verify_by_subject(stored.bundle, Grant, trust, policy.issuers, now)
+        self._home.standing().require_active(request.verifier, now)
+        require_in_force(consent.object, consent, policy, self._facts, now)
+        if self._debits.uses(due.consent)[0] >= consent.object.max_uses:
+            raise Denied(Check.BUDGET, Reason.USES, "the grant is used up")
+        entry = self._facts.entry(request.dataset)
+        offered = None if entry is None else {f.name: f for f in entry.fields}.get(request.field)
+        if entry is None or offered is None or request.purpose not in offered.purposes:
+            raise Denied(Check.QUESTION, Reason.NOT_OFFERED, "the field is not offered any more")
+        for item in request.items(consent.object):
+            request.require(item, offered)
+        denied = (
+            request.verifier in policy.deny_verifiers or request.channel in policy.deny_channels
+        )
+        if denied or f"{request.dataset}/{request.field}" in policy.deny_fields:
+            raise Denied(Check.POLICY, Reason.DECLINED, "this site's own policy says no")
+        return offered, entry.digest(), entry.as_of
+
+    def _raise_alert(self, due: _Due, snapshot: str, as_of: str, now: datetime) -> None:
+        request, grant = due.request, self._consents.get(due.consent).grant
+        with self._audit.together(now):
+            intent = self._audit.append(
+                Action.ASKED,
+                due.digest,
+                now,
+                actor=Usage.ANSWER,
+                outcome=Result.ADMITTED,
+                job=due.consent,
+                subject=request.subject.encode(),
+            )
+            left = grant.max_uses - self._debits.use(due.consent, now)
+            alert = Alert(
+                org=self._home.org,
+                verifier=request.verifier,
+                watch=due.digest,
+                grant=due.consent,
+                rule=request.rule,
+                severity=request.severity,
+                created=utc_text(now),
+                as_of=as_of,
+                uses_left=left,
+                log=self._audit.origin,
+                entry=intent.seq,
+            )
+            signed = sign(alert, self._home.key(Usage.ANSWER))
+            entry = self._audit.append(
+                Action.ANSWERED,
+                alert.digest(),
+                now,
+                actor=Usage.ANSWER,
+                job=due.consent,
+                attempt=intent.seq,
+            )
+            with self._store.writing(AlertRow, WatchRow) as session:
+                session.add(
+                    AlertRow(
+                        digest=alert.digest(),
+                        watch=due.digest,
+                        notice=kept_bytes(signed, entry.seq),
+                        created=utc_text(now),
+                    )
+                )
+                row = session.get_one(WatchRow, due.digest)
+                row.snapshot, row.holds, row.last_alert = snapshot, True, utc_text(now)
+
+    def _mark(self, due: _Due, snapshot: str, holds: bool) -> None:
+        with self._store.writing(WatchRow) as session:
+            row = session.get_one(WatchRow, due.digest)
+            row.snapshot, row.holds = snapshot, holds
+
+    def _end(self, due: _Due, why: str) -> None:
+        with self._store.writing(WatchRow) as session:
+            session.get_one(WatchRow, due.digest).ended = why
+
+    # --- delivery
+
+    def deliver(self) -> int:
+        """Send what no bank has taken yet; how many were taken now."""
+        with self._store.reading() as session:
+            query = select(AlertRow).where(AlertRow.taken.is_(None)).order_by(AlertRow.created)
+            waiting = [(row.digest, row.watch, row.notice) for row in session.scalars(query)]
+        done = 0
+        for digest, watch, kept in waiting:
+            try:
+                self._send(digest, watch, kept)
+                done += 1
+            except LianmoError as error:
+                log.warning("alert not taken yet", extra={"alert": digest[:16], "why": error.what})
+        return done
+
+    def _send(self, digest: str, watch: str, kept: bytes) -> None:
+        signed, seq = unkept(kept)
+        bank = signed.unverified(Alert).verifier
+        trust, now = self._home.trust(), self._now()
+        keys = trust.card(bank).of_usage(Usage.ENCRYPT)
+        if not keys:
+            raise Refused("its card has no active encrypt key", party=bank)
+        notice = AlertNotice(alert=signed, receipt=self._audit.receipt(seq))
+        recipient = base64.b64decode(keys[-1].spki)
+        me = self._home.org
+        sealed = sealing.seal(sealing.ASK, notice.to_bytes(), sender=me, recipient=recipient)
+        reply = self._carrier.ask_sealed(bank, sealed)
+        key = self._home.key(Usage.ENCRYPT)
+        content = sealing.unseal(sealing.ANSWER, reply, sender=bank, key=key)
+        found = Envelope.from_json(content)
+        taken = trust.verify(found, AlertTaken, Usage.REQUEST, now, org=bank).object
+        if taken.alert != digest:
+            raise IntegrityError("it has taken another alert", party=bank)
+        with self._store.writing(AlertRow, WatchRow) as session:
+            session.get_one(AlertRow, digest).taken = taken.created
+            if not taken.wanted:
+                session.get_one(WatchRow, watch).ended = "removed"
+
+
+def kept_bytes(signed: Envelope, seq: int) -> bytes:
+    """A signed alert with the number of its log entry, as it is kept until its receipt is made."""
+    return seq.to_bytes(8, "big") + signed.to_json()
+
+
+def unkept(kept: bytes) -> tuple[Envelope, int]:
+    """The two parts of it."""
+    return Envelope.from_json(kept[8:]), int.from_bytes(kept[:8], "big")
+
+
+def _look(
+    gate: Gate, intent: int, request: WatchRequest, offered: Field, catalogue: str
+) -> tuple[bool, str, str]:
+    """Whether the rule holds, on which snapshot, as of which day; no record: it does not."""
+    if (said := offered.enquiry) is None:
+        raise RuntimeError("a field without an enquiry passed check 8")
+    found = gate.one_value(
+        intent,
+        dataset=request.dataset,
+        catalogue=catalogue,
+        column=said.column(request.field, request.period),
+        subject=request.subject,
+    )
+    question = enquiry.Asked(
+        request.op, said.grid, request.comparison or Comparison.GE, request.arg
+    )
+    told = enquiry.evaluate(question, found.value, said.normaliser)
+    return told.word is Answered.MATCH, found.snapshot, found.as_of
