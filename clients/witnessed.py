@@ -3,7 +3,7 @@
 Answers to questions on enterprises stop when enough witnesses have not seen the log for longer
 than `max_unwitnessed_s`, when an entry waits that long for a cosigned checkpoint, when nobody has
 confirmed this start yet, and when they know a log that this one does not continue. Jobs go on: all
-their owners approved them, and their receipts say `uncosigned` (docs/adr/0011).
+their owners approved them, and their receipts say `uncosigned` (docs/adr/0014).
 """
 
 from __future__ import annotations

@@ -91,8 +91,8 @@ def main() -> int:
             propose_and_refuse(city)
             agreed = narrow_and_approve(city)
             train(city)
-            verified = verify_receipts(city)
-            summary = conclude(city, tables, agreed, verified, began)
+            receipts = verify_receipts(city)
+            summary = conclude(city, tables, agreed, receipts, began)
         except LianmoError as error:
             console.print(f"[red]error:[/red] {escape(str(error))}")
             return error.exit_code
@@ -212,16 +212,28 @@ def train(city: Sandbox) -> None:
         raise LianmoError("the job did not succeed", party=BANK.org, todo="see the log above")
 
 
-def verify_receipts(city: Sandbox) -> bool:
-    """Each party's receipt, and the record it is of, go to the next party, which verifies them."""
+def verify_receipts(city: Sandbox) -> tuple[bool, str]:
+    """Each party's receipt, and the record it is of, go to the next party, which verifies them.
+
+    Returns whether all verify, and what the other nodes' cosignatures make of them.
+    """
     step(6, "Every party has a receipt of what it did; another one verifies it, with no server")
     parties = [member.org for member in (BANK, *DEPARTMENTS)]
     given = OUT / "receipts"
     given.mkdir()
     for org in parties:
-        for name in ("receipt", "record"):
-            shutil.copyfile(city.home(org) / "runs" / JOB / f"{name}.json", given / f"{org}.{name}")
+        shutil.copyfile(city.home(org) / "runs" / JOB / "record.json", given / f"{org}.record")
     files = {org: (str(given / f"{org}.receipt"), str(given / f"{org}.record")) for org in parties}
+    runs = {org: str(city.home(org) / "runs" / JOB / "receipt.json") for org in parties}
+    places = city.everybody((org, ("receipt", "show", runs[org], "--json")) for org in parties)
+    # the one that was made with the record, again under a checkpoint that witnesses have seen
+    city.everybody(
+        (
+            org,
+            ("audit", "receipt", str(place.json()["seq"]), "--wait", "10", "--out", files[org][0]),
+        )
+        for org, place in zip(parties, places, strict=True)
+    )
     done = city.everybody(
         (judge, ("receipt", "verify", files[org][0], "--object", files[org][1], "--json"))
         for org, judge in zip(parties, parties[1:] + parties[:1], strict=True)
@@ -229,18 +241,22 @@ def verify_receipts(city: Sandbox) -> bool:
     found = [outcome.json() for outcome in done]  # a receipt that does not verify ends the demo
     logs = city.everybody((org, ("audit", "verify", "--json")) for org in parties)
     for org, item in zip(parties, found, strict=True):
-        console.print(f"  {org:<18}entry {item['seq']} of {item['tree_size']}, {item['status']}")
-    return all(
+        by = ", ".join(sorted(witness["org"] for witness in item["witnesses"]))
+        told = f"cosigned by {by}" if item["status"] == "cosigned" else item["status"]
+        console.print(f"  {org:<18}entry {item['seq']} of {item['tree_size']}, {told}")
+    is_good = all(
         item["verified"] and (item["org"], item["action"]) == (org, "run-recorded")
         for org, item in zip(parties, found, strict=True)
     ) and all(outcome.json()["ok"] for outcome in logs)
+    is_cosigned = all(item["status"] == "cosigned" for item in found)
+    return is_good, "cosigned" if is_cosigned else "uncosigned"
 
 
 def conclude(
     city: Sandbox,
     tables: dict[str, Path],
     agreed: dict[str, Any],
-    receipts_verified: bool,
+    receipts: tuple[bool, str],
     began: float,
 ) -> dict[str, Any]:
     """Report, comparison with pooled data, summary."""
@@ -268,8 +284,8 @@ def conclude(
         },
         "counter_proposal": agreed,
         "disclosures": data["disclosures"],
-        "receipts_verified": receipts_verified,
-        "receipts": "uncosigned",  # there are no witnesses yet
+        "receipts_verified": receipts[0],
+        "receipts": receipts[1],
         "seconds_total": round(seconds, 1),
         "versions": {
             name: metadata.version(name) for name in ("lianmo", "flwr", "torch", "numpy", "numba")
