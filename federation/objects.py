@@ -536,7 +536,9 @@ PARAMETERS: dict[str, type[ScorecardParameters | TreesParameters | NeuralParamet
     "trees": TreesParameters,
     "neural": NeuralParameters,
 }
-OF_SEVERAL_BANKS = frozenset({"neural", "scorecard", "trees"})  # tasks that sum over banks before they open
+OF_SEVERAL_BANKS = frozenset(
+    {"neural", "scorecard", "trees"}
+)  # tasks that sum over banks before they open
 OF_BANKS_ALONE = frozenset({"neural"})  # without departments
 
 

@@ -21,7 +21,7 @@ import pytest
 from numpy.typing import NDArray
 from sqlalchemy import create_engine
 
-import clients.round_book  # noqa: F401 - its tables are part of the model
+import clients.round_book
 import clients.witness_book  # noqa: F401 - the same
 from clients import store as module
 from clients.store import Base, Reservation, Store, StoredDataset, StoredRegistry
