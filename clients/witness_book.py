@@ -19,7 +19,7 @@ from sqlalchemy import BigInteger, LargeBinary, String, Text, delete, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from clients.store import Base, Store
-from federation.checkpoints import fork_of, read_note, without_cosignatures
+from federation.checkpoints import MAX_SIZE, fork_of, read_note, without_cosignatures
 from federation.objects import Card, utc_text
 from protocols import merkle
 from protocols.errors import ProtocolError
@@ -141,6 +141,8 @@ class WitnessBook:
     def compare(self, signed: merkle.SignedCheckpoint, card: Card, now: datetime) -> Judged | None:
         """A checkpoint that somebody else saw; None if nothing follows from it for this node."""
         point = signed.checkpoint
+        if point.size >= MAX_SIZE:
+            return None
         with self._store.writing(SeenCheckpointRow, AlarmRow) as session:
             same = session.get(SeenCheckpointRow, (point.origin, point.size))
             if same is None or fork_of(read_note(same.note), signed, card) is None:

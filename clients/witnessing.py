@@ -274,7 +274,12 @@ class Witnessing:
             if len(items) == MAX_NOTES or not self._is_due(theirs, now):
                 continue
             looked.append(theirs)
-            if (mine := self._one(trust.card(org), theirs, now)) is not None:
+            try:
+                mine = self._one(trust.card(org), theirs, now)
+            except IntegrityError as error:  # of one log: it must not keep us from the others
+                log.warning("not cosigned", extra={"org": org, "reason": error.what})
+                continue
+            if mine is not None:
                 items.append(SeenNote(org=org, witness=self._home.org, note=mine.to_text()))
         if items:
             self._carrier.cosign(SeenNotes(items=tuple(items)))

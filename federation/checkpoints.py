@@ -32,6 +32,7 @@ from protocols.errors import ProtocolError
 
 ENOUGH = 2  # organisations other than the log's own
 MAX_COSIGNATURES = 16
+MAX_SIZE = 1 << 53  # entries; as everywhere in signed objects, and below what databases take
 _WITNESS = re.compile(r"^— (lianmo/[a-z0-9_-]{1,64}/[0-9a-f]{16}/witness) ", re.MULTILINE)
 _RUN_NODES = frozenset({OrgKind.DEPARTMENT, OrgKind.BANK, OrgKind.GUARANTOR, OrgKind.UTILITY})
 
@@ -88,9 +89,12 @@ def witnesses_in(text: str) -> list[str]:
 def read_note(text: str) -> merkle.SignedCheckpoint:
     """A note whose signatures nobody has verified yet; raises IntegrityError for anything else."""
     try:
-        return merkle.SignedCheckpoint.from_text(text, witnesses_in(text))
+        found = merkle.SignedCheckpoint.from_text(text, witnesses_in(text))
     except ProtocolError as error:
         raise IntegrityError(str(error)) from None
+    if found.checkpoint.size >= MAX_SIZE:
+        raise IntegrityError(f"a log has fewer than {MAX_SIZE} entries")
+    return found
 
 
 def require_log(signed: merkle.SignedCheckpoint, card: Card, now: datetime | None = None) -> None:
@@ -135,27 +139,28 @@ def without_cosignatures(signed: merkle.SignedCheckpoint) -> merkle.SignedCheckp
 
 
 def cosigned_at(signed: merkle.SignedCheckpoint, card: Card) -> datetime | None:
-    """When this organisation cosigned; None if it did not.
+    """When this organisation cosigned; None if it did not, with a key in force at that time.
 
-    Raises IntegrityError for a line under its name that no witness key of its card, in force at
-    that time, has signed.
+    Raises IntegrityError for a line of one of its keys that does not verify. A line of a key that
+    its card does not have says nothing (C2SP signed-note).
     """
     name = witness_name(card)
-    lines = [item for item in signed.signatures if item.name == name]
-    if not lines:
-        return None
+    lines = {item.key_hash for item in signed.signatures if item.name == name}
     for record in card.keys:
-        if record.usage is not Usage.WITNESS:
+        if not lines or record.usage is not Usage.WITNESS:
+            continue
+        key = public_key(record)
+        if merkle.key_hash(name, key.public_bytes_raw(), merkle.NOTE_COSIGNATURE) not in lines:
             continue
         try:
-            seconds = merkle.verify_cosignature(signed, name, public_key(record))
+            seconds = merkle.verify_cosignature(signed, name, key)
             time = datetime.fromtimestamp(seconds, UTC)
         except (ProtocolError, ValueError, OverflowError, OSError):
-            continue
-        ends = utc_time(record.since or record.not_after)
-        if utc_time(record.not_before).replace(microsecond=0) <= time < ends:
+            raise IntegrityError("a cosignature does not verify", party=card.org) from None
+        begins, ends = utc_time(record.not_before), utc_time(record.since or record.not_after)
+        if begins.replace(microsecond=0) <= time < ends:
             return time
-    raise IntegrityError("a cosignature does not verify", party=card.org)
+    return None
 
 
 # --- what counts ----------------------------------------------------------------------------------

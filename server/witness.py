@@ -153,7 +153,7 @@ def router(board: WitnessBoard) -> APIRouter:
 
     @api.get("/witness")
     async def read(
-        after: Annotated[int, Query(ge=0)] = 0,
+        after: Annotated[int, Query(ge=0, lt=1 << 53)] = 0,
         wait: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 0,
     ) -> Board:
         """Show newer checkpoints and cosignatures; waits at most `wait` seconds for one."""

@@ -29,11 +29,11 @@ from clients.witness_book import AlarmRow, OwnCheckpoint, Verdict, WitnessBook
 from clients.witnessed import Witnessed, WitnessSettings
 from clients.witnessing import Witnessing
 from federation.audit import Action, AuditEntry, Check, Reason, Receipt, Result, verify_receipt
-from federation.checkpoints import cosign, fork_of, read_note, required
+from federation.checkpoints import cosign, cosigned_at, fork_of, read_note, required
 from federation.codes import code_for_row
 from federation.enquiry import Answered
 from federation.errors import IntegrityError, NotFound, Refused, Unavailable
-from federation.objects import Usage
+from federation.objects import KeyStatus, Usage, utc_text
 from federation.trust import TrustStore
 from federation.verification import Denied
 from federation.witness_api import Accepted, Board, Published, SeenNote, SeenNotes
@@ -692,6 +692,42 @@ def test_what_a_hostile_board_makes_up_is_passed_over(site: Site) -> None:
     site.nodes["tax"]._count()
     assert site.reason() == ""
     assert site.alarms("tax") == []
+
+
+def test_a_checkpoint_too_large_for_a_database_keeps_no_witness_from_its_work(site: Site) -> None:
+    """A log may sign any size; whoever reads it must not fall over."""
+    site.rounds(times=2)
+    key = site.homes["tax"].key(Usage.LOG).secret
+    huge = merkle.Checkpoint(site.audits["tax"].origin, 9_999_999_999_999_999_999, bytes(32))
+    note = merkle.sign_checkpoint(huge, key).to_text()  # type: ignore[arg-type]
+    published = Published(org="tax", note=note)
+    with pytest.raises(IntegrityError, match="fewer than"):
+        site.board.publish("tax", published)
+    court = site.nodes["court"]
+    court._read(Board(version=1, published=(published,), seen=()))
+    site.enter("bank-a")
+    site.rounds("bank-a", "court", times=2)
+    assert sizes(site, "court")["bank-a"] == len(site.audits["bank-a"].entries())
+
+
+def test_a38_a_witness_key_revoked_since_takes_its_cosignature_away_and_no_others(
+    site: Site, receipt: Receipt
+) -> None:
+    """Dated before its revocation it counts; else it is as if it were not there."""
+    base = site.homes["auditor"].trust()
+    cards = {org: base.card(org) for org in base}
+    for hours, known in ((1, {"auditor", "bank-a", "court"}), (-1, {"auditor", "bank-a"})):
+        since = utc_text(NOW + timedelta(hours=hours))
+        revoked = {"status": KeyStatus.REVOKED, "since": since}
+        keys = tuple(
+            key.model_copy(update=revoked) if key.usage is Usage.WITNESS else key
+            for key in cards["court"].keys
+        )
+        card = cards["court"].model_copy(update={"keys": keys})
+        signed = receipt.tlog_proof().signed
+        seen = {org for org in ("auditor", "bank-a") if cosigned_at(signed, cards[org])}
+        seen |= {"court"} if cosigned_at(signed, card) else set()
+        assert seen == known
 
 
 def test_an_empty_log_shows_nothing(site: Site) -> None:
