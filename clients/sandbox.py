@@ -24,7 +24,7 @@ from typing import Any, Self
 
 from federation.errors import LianmoError, Unavailable
 
-PLATFORM = "platform"
+PLATFORM, ENTERPRISE = "platform", "enterprise"
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
 READY = " ready"  # in the line that a resident process prints when it serves
@@ -180,9 +180,7 @@ class Sandbox:
         ).json()
         compared = ("--fingerprint", told["fingerprint"])
         self.run(platform, "network", "sign", charter, "--yes")
-        self.everybody(
-            (org, ("network", "join", charter, *compared)) for org in (platform, second)
-        )
+        self.everybody((org, ("network", "join", charter, *compared)) for org in (platform, second))
         everybody = sorted(member.org for member in self.members)
         self.run(
             *(second, "network", "propose", "admit", *everybody, *words),
@@ -190,7 +188,9 @@ class Sandbox:
             *("--out", documents, "--offline"),
         )
         self.run(platform, "network", "sign", documents, "--yes", "--out", documents, "--offline")
-        others = [org for org in everybody if org not in (platform, second)]
+        # an enterprise is admitted, and needs no charter: it runs no node and decides nothing
+        firms = {member.org for member in self.members if member.kind == ENTERPRISE}
+        others = [org for org in everybody if org not in {platform, second, *firms}]
         self.everybody(
             [
                 (second, ("network", "sync", documents)),
