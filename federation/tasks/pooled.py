@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from federation.errors import UsageError
 from federation.ledger import What
-from federation.objects import DeclaredDisclosure, JobManifest
+from federation.objects import CoverKind, DeclaredDisclosure, JobManifest
 from federation.tables import CategoryColumn, Column, NumberColumn
 from federation.tasks.binning import FeatureBins, without_small_bins
 from federation.tasks.secure_sum import Pool
@@ -42,6 +42,9 @@ def require_agreed(manifest: JobManifest) -> None:
         raise UsageError(text, todo=todo)
     if len({manifest.party(org).fields for org in banks}) != 1:
         raise UsageError("banks that train together bring the same fields, in the same order")
+    if manifest.cover.kind is not CoverKind.REGISTRY:
+        todo = "use the cover `registry`, which says nothing of any bank's customers"
+        raise UsageError("several banks have no smaller cover in common", todo=todo)
     if manifest.audit.auditors:
         todo = "leave the auditors out, or let each bank train by itself"
         raise UsageError("escrowed seeds are for jobs of one bank", todo=todo)
