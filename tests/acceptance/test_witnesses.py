@@ -71,6 +71,10 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     for one, other in itertools.permutations(homes, 2):
         one.trust_card(other.card())
+    for home in homes:  # schemas are made once: copies of the template open at once
+        if home.org != "platform":
+            Store.open(home.database_url).close()
+    server_store.Store(f"sqlite:///{folder / 'board.db'}").close()
     return folder
 
 
@@ -92,8 +96,9 @@ class Site:
                 self.start(org)
 
     def new_board(self) -> WitnessBoard:
-        url = f"sqlite:///{self.folder / f'board-{len(self.databases)}.db'}"
-        self.databases.append(server_store.Store(url))
+        file = self.folder / f"board-{len(self.databases)}.db"
+        shutil.copyfile(self.folder / "board.db", file)
+        self.databases.append(server_store.Store(f"sqlite:///{file}"))
         trust = self.homes["platform"].trust
         return WitnessBoard(self.databases[-1], trust, lambda: self.now)
 
@@ -275,6 +280,7 @@ def test_a_witness_takes_an_older_size_or_a_spoilt_proof_from_nobody(site: Site)
     site.enter(number=3)
     newer, proofs = audit.published([had])
     spoilt = {had: [bytes(32), *proofs[had][1:]]}
+    site.now += timedelta(seconds=1)  # alarms are listed by their time
     assert book.judge(newer, card, {}, site.now).verdict is Verdict.UNPROVEN
     site.nodes["court"]._told(card, book.judge(newer, card, spoilt, site.now))
     assert [alarm.kind for alarm in book.alarms()] == [Verdict.WENT_BACK, Verdict.INCONSISTENT]
