@@ -322,4 +322,4 @@ class Score(SignedObject):
 
 def reason_words(title: str, owner: str) -> tuple[str, str]:
     """A reason in Chinese and in English."""
-    return f"{title}（{owner}）使评分降低"[:200], f"{title} ({owner}) lowers the score"[:200]
+    return f"{owner}：{title}，使评分降低"[:200], f"{owner}: {title}, which lowers the score"[:200]
