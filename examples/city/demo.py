@@ -12,6 +12,9 @@ has a home of its own.
 5. the nodes train a scorecard: encrypted queries, sealed columns, nothing raw leaves its owner
 6. every party's receipt of what it did is verified by another one, with no server
 7. the bank reads its report; was it worth it?
+8. a firm agrees to questions: match, no match, and refused once it has revoked
+9. the firm is scored with the joint model, under its grant, with reasons
+10. the firm falls behind with its bills, and the bank is told, once and without the number
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from rich.markup import escape
 
 from clients.sandbox import Member as SandboxMember
 from clients.sandbox import Sandbox
-from examples.city import baseline
+from examples.city import after, baseline
 from examples.city.city import (
     AS_OF,
     BANK,
@@ -78,6 +81,7 @@ def main() -> int:
     OUT.mkdir(parents=True)
     everybody = (PLATFORM, BANK, *DEPARTMENTS)
     members = [SandboxMember(m.org, m.kind, m.name, own_code(m)) for m in everybody]
+    members.append(after.firm())
     console.print(
         "[bold]lianmo (联模)[/bold]: one bank, three departments, one credit model. "
         "The rows are public credit-card data\nthat stand in for 30,000 enterprises; every "
@@ -93,6 +97,7 @@ def main() -> int:
             train(city)
             receipts = verify_receipts(city)
             summary = conclude(city, tables, agreed, receipts, began)
+            summary = after.go_on(city, tables, OUT, JOB, summary)
         except LianmoError as error:
             console.print(f"[red]error:[/red] {escape(str(error))}")
             return error.exit_code
@@ -141,6 +146,7 @@ def publish(city: Sandbox, tables: dict[str, Path]) -> None:
             *("--legal-basis", dataset.legal_basis, "--update-frequency", "monthly"),
             *("--provenance", "UCI data set 350, a stand-in for the organisation's own register"),
             *("--level", f"*={dataset.level}"),
+            *after.words(dataset, OUT),
             *(
                 part
                 for name in dataset.columns
@@ -152,6 +158,7 @@ def publish(city: Sandbox, tables: dict[str, Path]) -> None:
         if dataset.level == "L3":  # the description, too, is two persons' word
             city.run(dataset.owner, "catalogue", "publish", dataset.name, *second_key())
 
+    after.prepare(city)
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(register, datasets()))
     city.start(*((member.org, ("node", "start")) for member in owners))
