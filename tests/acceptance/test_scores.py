@@ -18,7 +18,7 @@ from clients.scorer import Scored, Wanted
 from federation import sealing
 from federation.audit import Reason, verify_receipt
 from federation.catalogue import Assurance, Question
-from federation.errors import IntegrityError, LianmoError, Refused
+from federation.errors import IntegrityError, LianmoError, Refused, Unavailable
 from federation.grants import Channel
 from federation.objects import Purpose, Usage
 from federation.scoring import ScorePart
@@ -141,6 +141,19 @@ def test_a_department_that_refuses_ends_the_score(world: ScoreWorld) -> None:
     assert len(world.refusals("power")) == before + 1
     assert world.refusals("power")[-1].reason is Reason.USES
     assert world.scorer().page(None, 1)[0].score is None
+
+
+def test_a_department_that_is_away_leaves_no_score_and_no_total(world: ScoreWorld) -> None:
+    class Half:
+        def ask_sealed(self, provider: str, sealed: bytes) -> bytes:
+            if provider == "power":
+                raise Unavailable("its node is not connected", party=provider)
+            return world.ask_sealed(provider, sealed)
+
+    with pytest.raises(Unavailable, match="power"):
+        world.scorer(Half()).score(Wanted(world.grant()))
+    last = world.scorer().page(None, 1)[0]
+    assert (last.score, last.receipts) == (None, {})
 
 
 def asked_anyway(world: ScoreWorld, grant: str, monkeypatch: pytest.MonkeyPatch) -> Reason | None:
