@@ -30,7 +30,7 @@ from federation.ledger import Disclosure, What
 from federation.objects import JobManifest, NeuralParameters
 from federation.tables import BankData, Column, DepartmentData
 from federation.tasks import vertical
-from federation.tasks.bank_evaluation import bands_of, over_banks
+from federation.tasks.bank_evaluation import Bands, bands_of, over_banks
 from federation.tasks.neural_data import (
     Inputs,
     Scaling,
@@ -261,11 +261,12 @@ class _Bank:
         set_weights(self.model, weights)
         held = self.inputs.take(self.test)
         own = bands_of(logits(self.model, held), self.data.labels[self.test])
-        bands = over_banks(self.pool, own, self.most, f"evaluation {number}")
+        loss: float | None = None
         if self.is_private:
-            moved, loss, customers = self.private_round(number, weights), None, self.customers
+            bands = over_banks(self.pool, own, self.most, f"evaluation {number}")
+            moved, customers = self.private_round(number, weights), self.customers
         else:
-            moved, loss, customers = self.plain_round(number, weights)
+            moved, loss, customers, bands = self.plain_round(number, weights, own)
         if self.party.me == self.party.manifest.bank:
             self._reveal_weights(len(moved))
             told = 0.0 if loss is None else loss
@@ -274,8 +275,13 @@ class _Bank:
             self.rounds.give(RoundReply(number))
         return RoundResult(loss, bands.auc, len(self.pool.survivors))
 
-    def plain_round(self, number: int, weights: Weights) -> tuple[Weights, float, int]:
-        """Train here, sum everywhere: (the weights moved by the mean, mean loss, customers)."""
+    def plain_round(
+        self, number: int, weights: Weights, own: Bands
+    ) -> tuple[Weights, float, int, Bands]:
+        """Train here, sum everywhere: (the weights moved by the mean, mean loss, customers, bands).
+
+        All in one sum: what is divided is then over the very banks that it is divided by.
+        """
         of, party = self.parameters, self.party
         order = party.randomness.stream(labels.BATCHES, stage="rounds", step=number)
         loss = train_locally(self.model, self.inputs.take(self.train), self.labels, of, order)
@@ -284,20 +290,20 @@ class _Bank:
         share = len(self.labels) / self.most
         scale = FixedPoint(float(of.clip), float(of.clip) * 2.0**-UPDATE_BITS)
         coded = scale.encode(move * share, party.randomness, stage="rounds", step=number)
-        total = scale.decode(self.pool.integers(f"update {number}", coded, scale.bound))
         lost = min(max(loss, 0.0), LOSS_MAX) * len(self.labels) * LOSS_STEPS
         said = np.array([len(self.labels), round(lost)])
         if len(said) != EXTRA:
             raise RuntimeError("the plan counts other totals")
-        customers, losses = map(
-            int,
-            self.pool.integers(f"loss {number}", said, round(LOSS_MAX * LOSS_STEPS) * self.most),
-        )
+        bound = max(scale.bound, round(LOSS_MAX * LOSS_STEPS) * self.most)
+        parts = [coded, said, own.goods, own.bads]
+        whole = self.pool.integers(f"round {number}", np.concatenate(parts), bound)
+        update, about, goods, bads = np.split(whole, np.cumsum([len(one) for one in parts])[:-1])
+        customers, losses = map(int, about)
         if not 0 < customers <= self.most * len(self.pool.members):
             raise ProtocolError("a total of customers that cannot be")
-        mean = total * (self.most / customers)
+        mean = scale.decode(update) * (self.most / customers)
         moved = (weights + mean).astype(np.float32)
-        return moved, losses / LOSS_STEPS / customers, customers
+        return moved, losses / LOSS_STEPS / customers, customers, Bands(goods, bads)
 
     def private_round(self, number: int, weights: Weights) -> Weights:
         """`steps` noisy sums; all banks take the same steps from them."""
