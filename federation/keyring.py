@@ -12,7 +12,6 @@ Every file is written beside its place and moved there, so that a crash leaves t
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import secrets
 import stat
@@ -28,7 +27,6 @@ from federation.errors import (
     NotFound,
     NotKept,
     Refused,
-    UsageError,
 )
 from federation.identity import Keys, PrivateKey
 from federation.key_log import KeyLog
@@ -229,11 +227,8 @@ def write(path: Path, content: bytes, mode: int = PUBLIC_MODE) -> None:
         raise not_kept(path, error) from None
 
 
-def not_kept(path: Path, error: OSError) -> LianmoError:
+def not_kept(path: Path, error: OSError) -> NotKept:
     """What an operator is told of a file or folder that cannot be written."""
-    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
-        todo = "name a file in a folder that is there"
-        return UsageError(f"{path} is in no folder that exists, or is one itself", todo=todo)
     why = (error.strerror or "error").lower()
     todo = "see that the disk has room and that this user may write there, then try again"
     return NotKept(f"{path} cannot be written: {why}", todo=todo)

@@ -140,6 +140,7 @@ class Coordinator:
             standing=self.admitted.network.standing,
             accept_card=self.admitted.accept_card,
         )
+        self.questions = SealedRelay()
         self.relay: RelayProcess | None = None
         if with_relay:
             self.relay = RelayProcess(
@@ -163,7 +164,7 @@ class Coordinator:
             now=lambda: datetime.now(UTC),
             network=self.admitted.network,
             others=[
-                sealed_router(SealedRelay(), self._consents()),
+                sealed_router(self.questions, self._consents()),
                 witness_router(self.witnesses),
             ],
         )
@@ -225,6 +226,7 @@ class Coordinator:
                 self.runtime.inbox.close()
                 self.changes.close()
                 self.witnesses.changes.close()
+                self.questions.close()
                 await asyncio.gather(*serving, keeper, return_exceptions=True)
                 await run_in_threadpool(self._close)
 

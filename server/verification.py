@@ -73,6 +73,7 @@ class SealedRelay:
         self._of_sender: Counter[tuple[str, str]] = Counter()
         self._wake: dict[str, asyncio.Event] = {}
         self._seen: dict[str, float] = {}
+        self._is_closed = False
 
     async def ask(self, sender: str, provider: str, sealed: bytes) -> bytes:
         """The sealed answer; raises Unavailable if none comes in time, or the queue is full."""
@@ -88,11 +89,22 @@ class SealedRelay:
             todo = "ask again; if it lasts, ask its operator to run `lianmo doctor`"
             raise Unavailable("did not answer in time", party=provider, todo=todo) from None
 
+    def close(self) -> None:
+        """Hold nobody any more: the coordinator stops."""
+        self._is_closed = True
+        for event in self._wake.values():
+            event.set()
+        for call in self._calls.values():
+            if not call.answer.done():
+                text = "the coordinator stops"
+                call.answer.set_exception(Unavailable(text, todo="ask again when it is back"))
+                call.answer.exception()  # whoever asked may be gone: nobody has to take it
+
     async def take(self, provider: str, wait_s: float) -> list[ParcelEntry]:
         """What waits for a provider, at most TAKE_MAX; waits for the first."""
         self._seen[provider] = self._clock()
         queue = self._waiting.setdefault(provider, deque())
-        if not queue and wait_s > 0:
+        if not queue and wait_s > 0 and not self._is_closed:
             event = self._wake.setdefault(provider, asyncio.Event())
             event.clear()
             with contextlib.suppress(TimeoutError):

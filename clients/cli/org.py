@@ -12,7 +12,6 @@ import typer
 from clients.cli import approver, org_keys
 from clients.cli.common import (
     JsonFlag,
-    cannot_write,
     emit,
     is_terminal,
     open_home,
@@ -43,10 +42,11 @@ def card(
     if out is None:
         click.echo(envelope.to_json())  # it is JSON, with and without --json
     else:
-        try:
-            write(out, envelope.to_json() + b"\n")
-        except OSError as error:
-            raise cannot_write(out, error) from None
+        if not out.parent.is_dir():
+            from federation.errors import UsageError
+
+            raise UsageError(f"there is no folder {out.parent}", todo="make it, or name another")
+        write(out, envelope.to_json() + b"\n")
         emit({"org": home.org, "file": out, "fingerprint": fingerprint}, as_json)
     say(f"tell them this fingerprint over another channel: {fingerprint}")
 
