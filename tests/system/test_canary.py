@@ -66,8 +66,10 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> Iterator[City]:
             while not (detail := client.job(JOB)).status.is_final:
                 assert time.monotonic() < deadline
                 for org, entry in detail.progress.items():
+                    if entry.stage == "start":  # nothing was opened yet
+                        continue
                     looks[org] += 1
-                    if entry.stage != "start" and not made.at_owner.get(org) and looks[org] < 5:
+                    if not made.at_owner.get(org) and looks[org] < 5:
                         own = {org: patterns[org]}
                         made.at_owner[org] = any(
                             found_in_memory(pid, own) for pid in made.processes(org)
