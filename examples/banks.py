@@ -10,15 +10,27 @@ import csv
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
-from rich.markup import escape
+from sklearn.metrics import roc_auc_score
 
 from clients.sandbox import Member as SandboxMember
 from clients.sandbox import Sandbox
-from examples.city.city import AS_OF, KEY, LABEL, PLATFORM, REGION, Member, own_code, spec, table
+from examples.city.city import (
+    AS_OF,
+    KEY,
+    LABEL,
+    PLATFORM,
+    REGION,
+    Dataset,
+    Member,
+    own_code,
+    spec,
+    table,
+)
+from examples.story import console, say
 from federation.errors import LianmoError
 
 BANKS = (
@@ -28,19 +40,17 @@ BANKS = (
 )
 SHARES = {"bank_a": (0, 1), "bank_b": (2, 3), "bank_c": (4,)}  # of the row number mod 5
 
-console = Console(highlight=False, soft_wrap=True)
-
-
-def step(number: int, text: str) -> None:
-    """A headline of the story."""
-    console.print(f"\n[bold]{number}. {text}[/bold]")
-
-
-def say(org: str, arguments: Sequence[str]) -> None:
-    """Show a command as its organisation types it."""
-    shown = " ".join(part if " " not in part else repr(part) for part in arguments)
-    shown = shown if len(shown) <= 110 else shown[:107] + "..."
-    console.print(f"  [cyan]{org:<18}[/cyan][dim]$[/dim] lianmo {escape(shown)}")
+DRAFT = """
+job = "{job}"
+purpose = "credit-model-training"
+days = 7
+platform = "{platform}"
+{parties}
+[limits]
+customers_max = {most}
+customers_min = {least}
+{task}
+"""
 
 
 def sandbox(folder: Path, members: Sequence[Member]) -> Sandbox:
@@ -99,27 +109,58 @@ def publish_loans(city: Sandbox, tables: dict[str, Path]) -> None:
     city.everybody((org, ("catalogue", "publish", "loans")) for org in orgs)
 
 
-def approve_and_watch(
-    city: Sandbox, job: str, proposer: str, digest: str, owners: Sequence[str]
+def run_job(
+    city: Sandbox,
+    folder: Path,
+    job: str,
+    task: str,
+    customers: tuple[int, int],
+    departments: Sequence[Dataset] = (),
 ) -> None:
-    """Everybody else approves exactly this manifest; with the last word the run begins."""
+    """The first bank proposes, everybody else approves exactly that manifest, the nodes train.
+
+    task: its table of the draft. customers: what every bank states, (at least, at most).
+    """
+    lead, *others = (bank.org for bank in BANKS)
+    parties = [("bank", lead, "loans"), *(("[other_bank]", org, "loans") for org in others)]
+    parties += [("[department]", item.owner, item.name) for item in departments]
+    draft = folder / f"{job}.toml"
+    draft.write_text(
+        DRAFT.format(
+            job=job,
+            platform=PLATFORM.org,
+            parties="".join(
+                f'\n[{role}]\norg = "{org}"\ndataset = "{name}"\n' for role, org, name in parties
+            ),
+            least=customers[0],
+            most=customers[1],
+            task=task,
+        )
+    )
+    submitted = city.run(lead, "job", "submit", str(draft), "--json").json()
+    digest = submitted["manifest_digest"][:16]
+    owners = [*others, PLATFORM.org, *(item.owner for item in departments)]
     city.everybody((org, ("job", "approve", job, "--manifest", digest)) for org in owners)
-    began = time.monotonic()
-    if city.watch(proposer, "job", "watch", job) != 0:
-        raise LianmoError("the job did not succeed", party=proposer, todo="see the log above")
+    began = time.monotonic()  # with the last word the run begins
+    if city.watch(lead, "job", "watch", job) != 0:
+        raise LianmoError("the job did not succeed", party=lead, todo="see the log above")
     console.print(f"  [dim]{time.monotonic() - began:.1f} s[/dim]")
+
+
+def auc_of(bad: Any, risk: Any) -> float:
+    """Of one score."""
+    return float(roc_auc_score(bad, risk))
 
 
 __all__ = [
     "BANKS",
     "PLATFORM",
     "all_features",
-    "approve_and_watch",
-    "console",
+    "auc_of",
     "own_features",
     "publish_loans",
     "rows_of",
+    "run_job",
     "sandbox",
-    "step",
     "write_bank_tables",
 ]

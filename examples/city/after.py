@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
 
 from clients.sandbox import Member, Outcome, Sandbox
 from examples.city.city import BANK, DEPARTMENTS, KEY, Dataset, table
+from examples.story import console, step
 from federation.errors import LianmoError
 
 UTILITIES, TAX, REGISTRAR = (member.org for member in DEPARTMENTS)
@@ -29,8 +29,6 @@ QUESTIONS = {  # what may be asked, by field: its grid
     "pay_status_1": '["1", "2", "3"]',
 }
 WAIT_S = 60.0  # for what nodes do by themselves: witnesses, status lists, alerts
-
-console = Console(highlight=False, soft_wrap=True)
 
 
 @cache
@@ -118,7 +116,7 @@ class _After:
 
     def verification(self) -> dict[str, Any]:
         """Match, no match, and refused once the firm has revoked."""
-        console.print("\n[bold]8. A firm agrees to questions; the bank gets yes or no[/bold]")
+        step(8, "A firm agrees to questions; the bank gets yes or no")
         self._certify()
         item = f"{TAX}/payments/paid_amount_1:compare@1000,20000"
         grant = self._granted("questions", "--item", item, "--uses", "8")
@@ -187,7 +185,7 @@ class _After:
 
     def scoring(self) -> dict[str, Any]:
         """The firm's score with the joint model, with reasons and a page for the firm."""
-        console.print("\n[bold]9. The firm applies for credit: a joint score, with reasons[/bold]")
+        step(9, "The firm applies for credit: a joint score, with reasons")
         began = time.monotonic()
         grant = self._granted("score", "--uses", "3", verb=("model", "draft", self.job))
         page = str(self.folder.parent / "score.html")

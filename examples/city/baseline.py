@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from clients.sandbox import Sandbox
-from examples.city.city import BANK, KEY, datasets
+from examples.city.city import BANK, KEY, LABEL, datasets
 from federation import evaluation
 from federation.objects import ScorecardParameters
 from federation.tables import BankData, Column, DepartmentData, NumberColumn
@@ -42,7 +42,7 @@ def pooled(city: Sandbox, job: str, tables: dict[str, Path]) -> evaluation.Discr
         scores["bad"].to_numpy(),
         scores["test"].to_numpy(),
     )
-    columns = {item.owner: _columns(tables[item.owner], registry) for item in datasets()}
+    columns = {item.owner: columns_of(tables[item.owner], registry) for item in datasets()}
     bank = BankData(
         cover_rows=len(registry),
         positions=positions,
@@ -56,12 +56,11 @@ def pooled(city: Sandbox, job: str, tables: dict[str, Path]) -> evaluation.Discr
     return evaluation.discrimination(done.labels[done.test], -fit.log_odds[done.test])
 
 
-def _columns(table: Path, registry: NDArray[np.bytes_]) -> list[Column]:
-    """A table's columns lined up with the registry; an enterprise without a record is missing."""
-    frame = pd.read_csv(table).set_index(KEY)
-    frame = frame.reindex(registry.astype(str))
+def columns_of(table: Path, codes: NDArray[np.bytes_]) -> list[Column]:
+    """A table's columns lined up with these codes; an enterprise without a record is missing."""
+    frame = pd.read_csv(table).set_index(KEY).reindex(codes.astype(str))
     return [
         NumberColumn(name, frame[name].to_numpy(np.float64))
         for name in frame.columns
-        if name != "default"
+        if name != LABEL
     ]

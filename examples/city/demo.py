@@ -24,13 +24,11 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 
 from clients.sandbox import Member as SandboxMember
@@ -50,6 +48,7 @@ from examples.city.city import (
     own_code,
     write_tables,
 )
+from examples.story import console, say, step
 from federation.errors import LianmoError
 
 OUT = Path("out/demo")
@@ -57,21 +56,6 @@ ASKED, JOB = "city-scorecard", "city-scorecard-2"  # as first proposed, and as a
 UTILITIES, TAX, REGISTRAR = DEPARTMENTS
 SECOND_PERSON = "李娜"  # approves for the tax bureau besides whoever works at its home
 CUSTOMERS_MAX, CUSTOMERS_MIN = 18_500, 17_500  # what the bank states; it has 18,000
-
-console = Console(highlight=False, soft_wrap=True)
-
-
-def step(number: int, text: str) -> None:
-    """A headline of the story."""
-    console.print(f"\n[bold]{number}. {text}[/bold]")
-
-
-def say(org: str, arguments: Sequence[str]) -> None:
-    """Show a command as its organisation types it."""
-    shown = " ".join(part if " " not in part else repr(part) for part in arguments)
-    if len(shown) > 110:
-        shown = shown[:107] + "..."
-    console.print(f"  [cyan]{org:<18}[/cyan][dim]$[/dim] lianmo {escape(shown)}")
 
 
 def main() -> int:

@@ -24,27 +24,27 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
 from clients.sandbox import Sandbox
 from examples.banks import (
     BANKS,
     PLATFORM,
-    approve_and_watch,
-    console,
+    auc_of,
     own_features,
     publish_loans,
+    run_job,
     sandbox,
-    step,
     write_bank_tables,
 )
-from examples.city.city import AS_OF, DEPARTMENTS, KEY, LABEL, REGION, datasets, write_tables
+from examples.city.baseline import Finished, columns_of
+from examples.city.city import AS_OF, DEPARTMENTS, KEY, REGION, Dataset, datasets, write_tables
+from examples.story import console, step
 from federation.errors import LianmoError
 from federation.objects import ScorecardParameters, TreesParameters
 from federation.tables import BankData, Column, DepartmentData, NumberColumn
 from federation.tasks import boosting
 from federation.tasks.local import local_manifest, local_seeds, run_scorecard_in_process
-from federation.tasks.model import ScorecardModel, fit_pooled
+from federation.tasks.model import fit_pooled
 from federation.tasks.model_files import model_from_json
 from federation.tasks.trees_local import local_trees_manifest, run_trees_in_process
 from protocols.streams import Randomness, digest
@@ -52,29 +52,7 @@ from protocols.streams import Randomness, digest
 OUT = Path("out/hybrid")
 SCORECARD, TREES = "shared-scorecard", "shared-trees"
 GROWTH = {"trees": 20, "max_depth": 4, "learning_rate": "0.2"}
-DRAFT = """
-job = "{job}"
-purpose = "credit-model-training"
-days = 7
-platform = "platform"
-
-[bank]
-org = "bank_a"
-dataset = "loans"
-
-[[other_bank]]
-org = "bank_b"
-dataset = "loans"
-
-[[other_bank]]
-org = "bank_c"
-dataset = "loans"
-{departments}
-[limits]
-customers_max = 12500
-customers_min = 5900
-{task}
-"""
+CUSTOMERS = (5900, 12_500)  # what every bank states: at least, at most
 
 
 def main() -> int:
@@ -93,10 +71,10 @@ def main() -> int:
             publish_departments(city, tables)
             city.start(*((member.org, ("node", "start")) for member in (*BANKS, *DEPARTMENTS)))
             step(2, "A scorecard over all banks and all departments")
-            run(city, SCORECARD, "[scorecard]\nopenings = 2\n")
+            run_job(city, OUT, SCORECARD, "[scorecard]\nopenings = 2\n", CUSTOMERS, facts())
             step(3, "Boosted trees over all banks and all departments")
             grown = "".join(f"{k} = {json.dumps(v)}\n" for k, v in GROWTH.items())
-            run(city, TREES, f"[trees]\n{grown}")
+            run_job(city, OUT, TREES, f"[trees]\n{grown}", CUSTOMERS, facts())
             step(4, "Was it worth it?")
             summary = conclude(city, tables, began)
         except LianmoError as error:
@@ -111,7 +89,7 @@ def main() -> int:
 
 def publish_departments(city: Sandbox, tables: dict[str, Path]) -> None:
     """Every department registers its facts and signs what it holds."""
-    mine = [item for item in datasets() if item.owner in {m.org for m in DEPARTMENTS}]
+    mine = facts()
     registry = str(tables["registry"])
     where = ("--region", REGION, "--as-of", AS_OF)
     city.everybody((d.owner, ("registry", "add", registry, *where)) for d in mine)
@@ -133,20 +111,10 @@ def publish_departments(city: Sandbox, tables: dict[str, Path]) -> None:
     city.everybody((d.owner, ("catalogue", "publish", d.name)) for d in mine)
 
 
-def run(city: Sandbox, job: str, task: str) -> None:
-    """Draft, submit, approve, watch."""
+def facts() -> list[Dataset]:
+    """What the departments register."""
     owners = {member.org for member in DEPARTMENTS}
-    named = "".join(
-        f'\n[[department]]\norg = "{d.owner}"\ndataset = "{d.name}"\n'
-        for d in datasets()
-        if d.owner in owners
-    )
-    draft = OUT / f"{job}.toml"
-    draft.write_text(DRAFT.format(job=job, departments=named, task=task))
-    lead, *others = (bank.org for bank in BANKS)
-    submitted = city.run(lead, "job", "submit", str(draft), "--json").json()
-    rest = [*others, PLATFORM.org, *(m.org for m in DEPARTMENTS)]
-    approve_and_watch(city, job, lead, submitted["manifest_digest"][:16], rest)
+    return [item for item in datasets() if item.owner in owners]
 
 
 # --- comparison, which only public data allow -----------------------------------------------------
@@ -189,33 +157,20 @@ def load(city: Sandbox, tables: dict[str, Path], job: str) -> Everything:
         found = pd.read_parquet(city.home(bank.org) / "runs" / job / "scores.parquet")
         codes = found["credit_code"].to_numpy().astype("S18")
         positions = np.searchsorted(registry, codes)
-        frame = pd.read_csv(tables[bank.org]).set_index(KEY).loc[found["credit_code"]]
         banks[bank.org] = BankData(
             cover_rows=len(registry),
             positions=positions,
             codes=codes,
-            columns=[NumberColumn(n, frame[n].to_numpy(np.float64)) for n in own_features()],
-            labels=frame[LABEL].to_numpy(np.uint8),
+            columns=columns_of(tables[bank.org], codes),
+            labels=found["bad"].to_numpy(np.uint8),
             test=found["test"].to_numpy(),
         )
         scores[bank.org] = found
-    departments = {}
-    for dataset in datasets():
-        if dataset.owner in {m.org for m in DEPARTMENTS}:
-            frame = pd.read_csv(tables[dataset.owner]).set_index(KEY)
-            frame = frame.reindex(registry.astype(str))
-            columns = [NumberColumn(n, frame[n].to_numpy(np.float64)) for n in dataset.columns]
-            departments[dataset.owner] = DepartmentData(columns, registry)
+    departments = {
+        item.owner: DepartmentData(columns_of(tables[item.owner], registry), registry)
+        for item in facts()
+    }
     return Everything(registry, banks, departments, scores)
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The shared scorecard with everybody's labels and hold-out, for `fit_pooled`."""
-
-    model: ScorecardModel
-    labels: NDArray[np.uint8]
-    test: NDArray[np.bool_]
 
 
 def scorecard_figures(city: Sandbox, tables: dict[str, Path]) -> dict[str, Any]:
@@ -253,7 +208,7 @@ def trees_figures(city: Sandbox, tables: dict[str, Path]) -> dict[str, Any]:
         known.departments,
         of,
         train=~whole.test,
-        customers_min=3 * 5900,
+        customers_min=3 * CUSTOMERS[0],
         randomness=randomness,
     )
     pooled = auc_of(whole.labels[whole.test], grown.margins[whole.test])
@@ -317,11 +272,6 @@ def conclude(city: Sandbox, tables: dict[str, Path], began: float) -> dict[str, 
     (OUT / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     console.print(f"  summary    {OUT / 'summary.json'}, {summary['seconds_total']:.0f} s in all")
     return summary
-
-
-def auc_of(bad: Any, risk: Any) -> float:
-    """Of one score."""
-    return float(roc_auc_score(bad, risk))
 
 
 if __name__ == "__main__":

@@ -21,21 +21,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_auc_score
 
 from clients.sandbox import Sandbox
 from examples.banks import (
     BANKS,
     PLATFORM,
     all_features,
-    approve_and_watch,
-    console,
+    auc_of,
     publish_loans,
+    run_job,
     sandbox,
-    step,
     write_bank_tables,
 )
 from examples.city.city import KEY, LABEL
+from examples.story import console, step
 from federation.errors import LianmoError
 from federation.objects import NeuralParameters
 from federation.tables import Column, NumberColumn
@@ -51,8 +50,7 @@ from federation.tasks.secure_sum import Alone
 from protocols.streams import Stream
 
 OUT = Path("out/neural")
-CATEGORIES = ("education", "marriage")
-ROUNDS = 12
+CUSTOMERS = (5000, 13_000)  # what every bank states: at least, at most
 NETWORK = """
 [neural]
 model = "tabular"
@@ -74,28 +72,6 @@ delta = "0.00001"
 sample_rate = "0.05"
 learning_rate = "0.02"
 """
-DRAFT = """
-job = "{job}"
-purpose = "credit-model-training"
-days = 7
-platform = "platform"
-
-[bank]
-org = "bank_a"
-dataset = "loans"
-
-[[other_bank]]
-org = "bank_b"
-dataset = "loans"
-
-[[other_bank]]
-org = "bank_c"
-dataset = "loans"
-
-[limits]
-customers_max = 13000
-customers_min = 5000
-"""
 
 
 def main() -> int:
@@ -113,25 +89,15 @@ def main() -> int:
             publish_loans(city, tables)
             city.start(*((bank.org, ("node", "start")) for bank in BANKS))
             step(2, "One bank proposes, everybody else approves, the nodes train")
-            run(city, "network", NETWORK)
+            run_job(city, OUT, "network", NETWORK, CUSTOMERS)
             step(3, "The same with a privacy budget for each customer")
-            run(city, "network-private", PRIVATE)
+            run_job(city, OUT, "network-private", PRIVATE, CUSTOMERS)
             summary = conclude(city, tables, began)
         except LianmoError as error:
             console.print(f"[red]error:[/red] {error}")
             return error.exit_code
     auc = summary["auc"]
     return 0 if auc["joint"] > auc["pooled"] - 0.01 else 1
-
-
-def run(city: Sandbox, job: str, network: str) -> None:
-    """Draft, submit, approve, watch."""
-    draft = OUT / f"{job}.toml"
-    draft.write_text(DRAFT.format(job=job) + network)
-    lead, *others = (bank.org for bank in BANKS)
-    submitted = city.run(lead, "job", "submit", str(draft), "--json").json()
-    digest = submitted["manifest_digest"][:16]
-    approve_and_watch(city, job, lead, digest, [*others, PLATFORM.org])
 
 
 def conclude(city: Sandbox, tables: dict[str, Path], began: float) -> dict[str, Any]:
@@ -215,11 +181,6 @@ def pooled_network(
     found = logits(model, inputs)
     owners = np.concatenate([[org] * len(part) for org, part in parts.items()])
     return {org: found[(owners == org) & test] for org in parts}
-
-
-def auc_of(bad: Any, risk: Any) -> float:
-    """Of one score."""
-    return float(roc_auc_score(bad, risk))
 
 
 if __name__ == "__main__":
