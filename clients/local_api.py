@@ -18,7 +18,7 @@ import re
 import secrets
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from importlib.metadata import version
@@ -49,6 +49,7 @@ from federation.errors import LianmoError, Unavailable, UsageError
 from federation.grants import Channel, State
 from federation.keyring import SECRET_MODE, write_once
 from federation.objects import Digest, FieldName, Name, ObjectName, OrgId, Purpose, Time, utc_text
+from federation.request_body import read_body, replay_body
 
 log = logging.getLogger("lianmo.api")
 
@@ -420,35 +421,11 @@ class Door:
             refused = _problem(401, "Authorization: Bearer and the content of api.token")
             refused.headers["www-authenticate"] = "Bearer"
             return await refused(scope, receive, with_headers)
-        body = await _read(receive)
+        body = await read_body(receive, MAX_BODY)
         if body is None:
             too_large = _problem(413, f"a body has at most {MAX_BODY} bytes")
             return await too_large(scope, receive, with_headers)
-        await self._app(scope, _again(body, receive), with_headers)
-
-
-async def _read(receive: Receive) -> bytes | None:
-    body, more = bytearray(), True
-    while more:
-        message = await receive()
-        body += message.get("body", b"")
-        more = message["type"] == "http.request" and message.get("more_body", False)
-        if len(body) > MAX_BODY:
-            return None
-    return bytes(body)
-
-
-def _again(body: bytes, receive: Receive) -> Callable[[], Awaitable[Message]]:
-    given = False
-
-    async def first_the_body() -> Message:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return first_the_body
+        await self._app(scope, replay_body(body, receive), with_headers)
 
 
 # --- the server -----------------------------------------------------------------------------------

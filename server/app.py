@@ -54,6 +54,7 @@ from federation.errors import LianmoError, UsageError
 from federation.network import Bundle
 from federation.objects import ObjectName, OrgId, utc_text
 from federation.package import package_sha256
+from federation.request_body import read_body, replay_body
 from server.governance import Governance
 from server.network import NetworkDesk
 from server.store import IdempotencyRow, Store
@@ -214,7 +215,7 @@ class Guard:
             return await response(scope, receive, send_with_headers)
         key = Headers(scope=scope).get("idempotency-key")
         if scope["method"] != "POST" or key is None:
-            return await self._app(scope, _replay(body, receive), send_with_headers)
+            return await self._app(scope, replay_body(body, receive), send_with_headers)
         if not re.fullmatch(r"[A-Za-z0-9_-]{16,64}", key):
             response = plain_problem(400, "Idempotency-Key: 16 to 64 letters, digits, `-` or `_`")
             return await response(scope, receive, send_with_headers)
@@ -233,7 +234,7 @@ class Guard:
             return await known(scope, receive, send)
         answer = _Recorded(send)
         try:
-            await self._app(scope, _replay(body, receive), answer)
+            await self._app(scope, replay_body(body, receive), answer)
         finally:
             await run_in_threadpool(self._settle, org, key, answer)
 
@@ -286,34 +287,11 @@ class _Recorded:
 
 
 async def _read(headers: Headers, receive: Receive) -> bytes | None:
-    """The body, or None if it is too large."""
+    """The body, or None if it is, or says that it will be, too large."""
     announced = headers.get("content-length", "0")
     if announced.isdigit() and int(announced) > MAX_BODY_BYTES:
         return None
-    body, more = bytearray(), True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            break
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(body) > MAX_BODY_BYTES:
-            return None
-    return bytes(body)
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body that was read already, then what follows."""
-    given = False
-
-    async def again() -> Message:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return again
+    return await read_body(receive, MAX_BODY_BYTES)
 
 
 # --- endpoints ------------------------------------------------------------------------------------
