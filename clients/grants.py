@@ -29,6 +29,7 @@ from federation.catalogue import Assurance, Dataset, Question
 from federation.envelope import Envelope, parse, sign
 from federation.errors import IntegrityError, LianmoError, NotFound, Refused, UsageError
 from federation.grants import (
+    SERVES,
     BySubject,
     Capacity,
     CertificateRevocation,
@@ -96,6 +97,10 @@ def draft(
 
     catalogue: verified entries by (owner, dataset).
     """
+    if purpose not in SERVES[channel]:
+        served = ", ".join(sorted(SERVES[channel]))
+        todo = f"it serves {served}: draft another grant for each"
+        raise Refused(f"the channel {channel} does not serve the purpose {purpose}", todo=todo)
     items = tuple(_item(one, catalogue, purpose, channel) for one in wanted)
     trust = home.trust()
     orgs = dict.fromkeys([home.org, *(item.provider for item in items)])

@@ -32,7 +32,7 @@ from federation.enquiry import Answered
 from federation.envelope import Envelope, sign
 from federation.errors import IntegrityError, LianmoError, NotFound, Refused, UsageError
 from federation.explanation import render
-from federation.grants import Channel, Grant
+from federation.grants import SERVES, Channel, Grant
 from federation.objects import JobManifest, Usage, utc_text
 from federation.scoring import (
     Model,
@@ -354,6 +354,8 @@ def require_covers(stored: StoredModel, model: Model, held: StoredGrant) -> None
     todo = f"draft one with `lianmo model draft {stored.job} --subject ...`"
     if grant.channel is not Channel.SCORE or grant.model != stored.digest:
         raise Refused(f"the grant is not one to score with {stored.job}", todo=todo)
+    if grant.purpose not in SERVES[Channel.SCORE]:
+        raise Refused(f"the purpose {grant.purpose} is none that scores serve", todo=todo)
     for org in stored.manifest.departments:
         dataset = stored.manifest.party(org).dataset or ""
         if org not in grant.providers:

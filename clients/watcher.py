@@ -28,6 +28,7 @@ from federation.audit import Receipt, verify_receipt
 from federation.enquiry import Answered
 from federation.envelope import parse, sign
 from federation.errors import Conflict, IntegrityError, LianmoError, NotFound, Refused, UsageError
+from federation.grants import SERVES, Channel
 from federation.objects import Usage, utc_text
 from federation.verification import WINDOW, Ask
 from federation.watch import Alert, AlertNotice, AlertTaken, WatchRequest
@@ -79,6 +80,11 @@ class Watcher:
     def add(self, wanted: Wanted) -> Watched:
         """Sign up; raises Refused if the provider does not keep it."""
         held, now = Consents(self._store).get(wanted.grant), self._now()
+        todo = "draft one with `lianmo grant draft --channel watch --purpose post-loan-monitoring`"
+        if held.grant.channel is not Channel.WATCH:
+            raise Refused(f"the grant is for {held.grant.channel}, not to watch under", todo=todo)
+        if held.grant.purpose not in SERVES[Channel.WATCH]:
+            raise Refused(f"the purpose {held.grant.purpose} is none to watch for", todo=todo)
         plain = {
             "channel": held.grant.channel,
             "request": secrets.token_hex(16),

@@ -29,7 +29,7 @@ from federation.catalogue import Field
 from federation.enquiry import BIT, Answered, Comparison
 from federation.envelope import Envelope, parse, sign
 from federation.errors import IntegrityError, LianmoError, Refused
-from federation.grants import Grant, verify_by_subject
+from federation.grants import SERVES, Channel, Grant, verify_by_subject
 from federation.objects import Usage, utc_text, utc_time
 from federation.verification import Asked, Denied, require_in_force
 from federation.watch import Alert, AlertNotice, AlertTaken, WatchRequest
@@ -176,8 +176,11 @@ class Watchman:
             raise Denied(Check.BUDGET, Reason.USES, "the grant is used up")
         entry = self._facts.entry(request.dataset)
         offered = None if entry is None else {f.name: f for f in entry.fields}.get(request.field)
-        if entry is None or offered is None or request.purpose not in offered.purposes:
+        if entry is None or offered is None:
             raise Denied(Check.QUESTION, Reason.NOT_OFFERED, "the field is not offered any more")
+        if request.purpose not in offered.purposes or request.purpose not in SERVES[Channel.WATCH]:
+            what = "nothing is watched for this purpose any more"
+            raise Denied(Check.PURPOSE, Reason.PURPOSE_NOT_ALLOWED, what)
         for item in request.items(consent.object):
             request.require(item, offered)
         denied = (

@@ -78,6 +78,15 @@ _OPS = {
     Channel.WATCH: {Question.EXISTS, Question.COMPARE, Question.COUNT},
 }
 
+# Of questions every purpose may be one; a model that is trained scores and watches nobody, and whom
+# a bank decides on it does not follow.
+SERVES = {
+    Channel.VERIFY: frozenset(Purpose),
+    Channel.QUERY: frozenset(Purpose),
+    Channel.SCORE: frozenset({Purpose.CREDIT_DECISION, Purpose.POST_LOAN_MONITORING}),
+    Channel.WATCH: frozenset({Purpose.POST_LOAN_MONITORING}),
+}
+
 
 class Capacity(StrEnum):
     """In which capacity somebody signs for the enterprise."""

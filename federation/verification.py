@@ -131,12 +131,9 @@ class Asking(SignedObject):
         return Conditions(said.min_assurance, said.max_days, said.retention_days)
 
 
-class VerificationRequest(Asking):
-    """One question about one field, on the channels `verify` and `query`."""
+class OneField(Asking):
+    """One question about one field; its kinds say on which channels, and what else goes with it."""
 
-    kind: ClassVar[str] = "verification-request"
-
-    channel: Literal[Channel.VERIFY, Channel.QUERY]
     dataset: ObjectName
     field: FieldName
     op: Question
@@ -173,6 +170,14 @@ class VerificationRequest(Asking):
                 raise Denied(Check.QUESTION, Reason.OFF_GRID, "the threshold is not on the grid")
             if self.arg not in item.thresholds:
                 raise Denied(Check.QUESTION, Reason.NOT_GRANTED, "the threshold is not granted")
+
+
+class VerificationRequest(OneField):
+    """A question to be answered now, on the channels `verify` and `query`."""
+
+    kind: ClassVar[str] = "verification-request"
+
+    channel: Literal[Channel.VERIFY, Channel.QUERY]
 
 
 class Answer(SignedObject):
@@ -453,6 +458,9 @@ def _offered(entry: Dataset | None, name: str) -> CatalogueField | None:
 def _require_purpose(found: Asking, grant: Grant, places: Sequence[Granted]) -> None:
     if found.purpose is not grant.purpose:
         what = "the request's purpose is not the grant's"
+        raise Denied(Check.PURPOSE, Reason.PURPOSE_NOT_ALLOWED, what)
+    if found.purpose not in grants.SERVES[found.channel]:
+        what = f"the channel {found.channel} does not serve the purpose {found.purpose}"
         raise Denied(Check.PURPOSE, Reason.PURPOSE_NOT_ALLOWED, what)
     if any(found.purpose not in place.offered.purposes for place in places):
         what = "the field does not serve this purpose"

@@ -171,11 +171,11 @@ def asked_anyway(world: ScoreWorld, grant: str, monkeypatch: pytest.MonkeyPatch)
     ("changes", "reason"),
     [
         ({"model": "1" * 64}, Reason.NOT_GRANTED),
-        ({"purpose": Purpose.CREDIT_MODEL_TRAINING}, None),
+        ({"purpose": Purpose.POST_LOAN_MONITORING}, None),
         ({"only": "tax"}, Reason.NOT_GRANTED),
         ({"without": 0}, Reason.NOT_GRANTED),
     ],
-    ids=["other model", "other purpose is the grant's own", "other departments", "a field less"],
+    ids=["other model", "a purpose that scores serve too", "other departments", "a field less"],
 )
 def test_what_the_grant_does_not_open_is_refused_by_the_department(
     world: ScoreWorld,
