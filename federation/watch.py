@@ -12,23 +12,20 @@ Taken   the bank's signed receipt of an alert; without it the provider sends the
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
 import rfc8785
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
-from federation.audit import Check, Reason, Receipt
-from federation.catalogue import Field as CatalogueField
-from federation.catalogue import Period, Question
-from federation.enquiry import Comparison
+from federation.audit import Receipt
+from federation.catalogue import Question
 from federation.envelope import Envelope, parse
 from federation.errors import IntegrityError
-from federation.grants import Channel, Grant, GrantItem
+from federation.grants import Channel
 from federation.objects import (
     Count,
     Date,
     Digest,
-    FieldName,
     Name,
     ObjectName,
     OrgId,
@@ -36,7 +33,7 @@ from federation.objects import (
     SignedObject,
     Time,
 )
-from federation.verification import Asking, Denied
+from federation.verification import OneField
 
 DEBOUNCE_MAX_S = 90 * 86_400
 
@@ -49,48 +46,16 @@ class Severity(StrEnum):
     CRITICAL = "critical"
 
 
-class WatchRequest(Asking):
+class WatchRequest(OneField):
     """A question to be asked again and again, whose yes is an alert."""
 
     kind: ClassVar[str] = "watch"
 
     channel: Literal[Channel.WATCH]
+    op: Literal[Question.EXISTS, Question.COMPARE, Question.COUNT]
     rule: ObjectName  # the bank's own name of it
     severity: Severity = Severity.WARNING
     debounce_s: Annotated[int, Field(ge=0, le=DEBOUNCE_MAX_S)] = 86_400  # between two alerts
-    dataset: ObjectName
-    field: FieldName
-    op: Literal[Question.EXISTS, Question.COMPARE, Question.COUNT]
-    comparison: Comparison | None = None
-    arg: Name | None = None
-    period: Period = "current"
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        on_cut = self.op in (Question.COMPARE, Question.COUNT)
-        if (self.comparison is not None) != on_cut or (self.arg is not None) != on_cut:
-            raise ValueError("`comparison` and `arg` go with compare and count")
-        return self
-
-    def items(self, grant: Grant) -> tuple[GrantItem, ...]:
-        """The one field it asks about."""
-        if (item := grant.item(self.provider, self.dataset, self.field)) is None:
-            raise Denied(Check.QUESTION, Reason.NOT_GRANTED, "the field is not granted")
-        return (item,)
-
-    def require(self, item: GrantItem, offered: CatalogueField) -> None:
-        """Operation, period and threshold are granted and offered."""
-        said = offered.enquiry
-        if said is None or self.op not in said.ops or self.period not in said.periods:
-            what = "operation or period is not offered for this field"
-            raise Denied(Check.QUESTION, Reason.NOT_OFFERED, what)
-        if self.op not in item.ops or self.period not in item.periods:
-            what = "operation or period is not granted for this field"
-            raise Denied(Check.QUESTION, Reason.NOT_GRANTED, what)
-        if self.arg is not None and self.arg not in said.grid:
-            raise Denied(Check.QUESTION, Reason.OFF_GRID, "the threshold is not on the grid")
-        if self.arg is not None and self.arg not in item.thresholds:
-            raise Denied(Check.QUESTION, Reason.NOT_GRANTED, "the threshold is not granted")
 
 
 class Alert(SignedObject):
