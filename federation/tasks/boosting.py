@@ -6,8 +6,7 @@ plan_trees, offers         what a job would ask, and cheaper settings within a b
 fit_pooled                 the same trees with all columns in one place, for comparison
 
 The modules: trees_grow one tree from sums, trees_columns where sums come from, trees_fit boosting,
-trees_model scores and reasons, trees_bank and trees_department the two ends, trees_shared a
-department towards several banks.
+trees_model scores and reasons, trees_bank and trees_department the two ends.
 """
 
 from __future__ import annotations
@@ -22,10 +21,9 @@ from federation.objects import TreesParameters
 from federation.tables import BankData, DepartmentData
 from federation.tasks import vertical
 from federation.tasks.binning import rows_of_cohort
-from federation.tasks.party import Party
 from federation.tasks.trees_bank import run_bank
 from federation.tasks.trees_columns import Columns, Plain
-from federation.tasks.trees_department import run_department as _run_department
+from federation.tasks.trees_department import run_department
 from federation.tasks.trees_fit import Fitted, boost
 from federation.tasks.trees_grow import Bools, Feature, Integers
 from federation.tasks.trees_model import TreesModel, TreesPart, TreesResult, feature_of
@@ -39,7 +37,6 @@ from federation.tasks.trees_plan import (
     plan_trees,
     tokens_of,
 )
-from federation.tasks.trees_shared import run_shared_department
 from protocols import labels
 from protocols.streams import Randomness
 
@@ -60,12 +57,6 @@ __all__ = [
     "run_department",
     "tokens_of",
 ]
-
-
-def run_department(party: Party, data: DepartmentData) -> TreesPart:
-    """Take part as a department, towards one bank or several; returns its part of the model."""
-    several = len(party.manifest.banks) > 1
-    return run_shared_department(party, data) if several else _run_department(party, data)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
