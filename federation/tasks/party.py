@@ -79,6 +79,13 @@ class Rounds(Protocol):
 
 
 @dataclass(slots=True)
+class _Place:
+    """Where a party is in its program; one for it and all its views."""
+
+    stage: str = "start"
+
+
+@dataclass(slots=True)
 class Party:
     """One organisation in one attempt of one job."""
 
@@ -106,14 +113,24 @@ class Party:
     executor: Executor | None = field(default=None, repr=False)
     report: Callable[[Progress], None] = lambda progress: None
     check: Callable[[], None] = lambda: None  # raises when the job was stopped or withdrawn
-    stage: str = "start"
     seconds: dict[str, float] = field(default_factory=dict)  # wall time by stage
+    _place: _Place = field(default_factory=_Place, repr=False)
+
+    @property
+    def stage(self) -> str:
+        """Where the program is: what messages, records and failures name."""
+        return self._place.stage
+
+    @stage.setter
+    def stage(self, stage: str) -> None:
+        self._place.stage = stage
 
     def seen_from(self, bank: str) -> Party:
         """This party as one of several banks has to do with it: `manifest.bank` is that bank.
 
-        Channels, books and ledger are shared with this one. No checkpoints: what several banks
-        found together is not taken up by one of them.
+        Channels, books, ledger and stage are shared with this one: the node that reports a failure
+        knows only the whole party. No checkpoints: what several banks found together is not taken
+        up by one of them.
         """
         return replace(self, manifest=self.manifest.seen_from(bank), checkpoints=None)
 

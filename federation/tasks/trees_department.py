@@ -173,7 +173,6 @@ class _Department:
             queries = plan.tokens - self.start * plan.queries_a_tree
             seed = self.agreement.joint_seed
             for line in self.lines:
-                line.party.stage = party.stage
                 line.owner = vertical.owner_of(
                     line.party, self.layout, self.bins, plan.query, seed, BINS
                 )

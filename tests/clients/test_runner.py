@@ -331,6 +331,17 @@ def test_a_failure_goes_out_as_one_coarse_word_and_is_told_to_the_others(
         channel.receive("fit", Checked)
 
 
+def test_a_failure_towards_one_of_several_banks_is_recorded_with_its_stage(city: City) -> None:
+    def program(party: Party, admission: Admission) -> Outcome:
+        with party.seen_from(BANK).at("fit"):
+            raise PartyLost("away", party=COURT)
+
+    city.program = program
+    reply = train(city.runner(TAX), city.order())
+    assert (reply.state, reply.stage) == ("lost", "fit")
+    assert record(city, reply).stage == "fit"
+
+
 def test_a_stopped_job_ends_its_program(city: City) -> None:
     def program(party: Party, admission: Admission) -> Outcome:
         while True:

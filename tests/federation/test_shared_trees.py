@@ -125,3 +125,30 @@ def test_a_department_that_answers_one_bank_otherwise_ends_the_job() -> None:
             banks, world().departments, manifest, local_seeds(orgs, 3), channels=links
         )
     assert not isinstance(caught.value, PartyLost)
+
+
+def test_a_bank_that_loses_a_department_tells_the_others_at_which_stage() -> None:
+    banks = banks_of(world())
+    of = TreesParameters.model_validate({**SMALL, "trees": 1})
+    manifest = shared_manifest(banks, world().departments, of)
+    orgs = [*banks, *world().departments]
+    links, told = in_process(orgs), list[str]()
+    lost = next(iter(world().departments))
+    fine, stop = links["bank-b"][lost].receive, links["bank-b"]["bank-a"].stop
+
+    def receive(stage: str, kind: type[object]) -> object:
+        if stage == "counts":
+            raise PartyLost("no frame", party=lost)
+        return fine(stage, kind)
+
+    def tell(stage: str, code: str) -> None:
+        told.append(stage)
+        stop(stage, code)
+
+    links["bank-b"][lost].receive = receive  # type: ignore[method-assign, assignment] - the fault
+    links["bank-b"]["bank-a"].stop = tell  # type: ignore[method-assign] - looks
+    with pytest.raises(PartyLost):
+        run_shared_in_process(
+            banks, world().departments, manifest, local_seeds(orgs, 3), channels=links
+        )
+    assert told == ["counts"]
