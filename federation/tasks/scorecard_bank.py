@@ -139,13 +139,6 @@ class _Bank:
         model, alone = self.build(fit)
         scores = self.points(model)
         self.finish(model)
-        sent: dict[str, int] = {}
-        received: dict[str, int] = {}
-        for org in self.departments:
-            traffic = party.channels[org].traffic
-            for total, part in ((sent, traffic.sent_bytes), (received, traffic.received_bytes)):
-                for stage, size in part.items():
-                    total[stage] = total.get(stage, 0) + size
         return ScorecardResult(
             model=model,
             scores=scores,
@@ -158,8 +151,8 @@ class _Bank:
             tokens=self.tokens,
             commitments=self.agreement.commitments,
             seconds=dict(party.seconds),
-            sent_bytes=sent,
-            received_bytes=received,
+            sent_bytes=party.traffic("sent_bytes"),
+            received_bytes=party.traffic("received_bytes"),
             disclosures=party.ledger.entries(),
         )
 

@@ -112,7 +112,6 @@ class _Bank:
         notes = []
         if columns.surprises:
             notes.append("split bits and answers differ: both transcripts belong to the auditor")
-        sent, received = self._traffic()
         customers = self.data.customers
         bits = {
             org: np.array([columns.opened[s] for s in splits], bool)
@@ -136,8 +135,8 @@ class _Bank:
             tokens=asked.tokens,
             commitments=self.agreement.commitments,
             seconds=dict(party.seconds),
-            sent_bytes=sent,
-            received_bytes=received,
+            sent_bytes=party.traffic("sent_bytes"),
+            received_bytes=party.traffic("received_bytes"),
             disclosures=party.ledger.entries(),
             coins=self.coins,
         )
@@ -318,16 +317,6 @@ class _Bank:
         return self.party.randomness.stream(
             labels.QUANTISE, stage=f"trees/{purpose}", step=number, inputs=self.coins
         )
-
-    def _traffic(self) -> tuple[dict[str, int], dict[str, int]]:
-        sent: dict[str, int] = {}
-        received: dict[str, int] = {}
-        for org in self.departments:
-            traffic = self.party.channels[org].traffic
-            for total, part in ((sent, traffic.sent_bytes), (received, traffic.received_bytes)):
-                for stage, size in part.items():
-                    total[stage] = total.get(stage, 0) + size
-        return sent, received
 
 
 class _Asked:
