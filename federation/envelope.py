@@ -12,7 +12,7 @@ import base64
 import binascii
 import json
 import unicodedata
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, ClassVar, NoReturn, Self, TypeVar
 
 import rfc8785
 from pydantic import (
@@ -147,6 +147,24 @@ def pre_authentication(name: str, payload: bytes) -> bytes:
     """DSSE's PAE: "DSSEv1" SP LEN(type) SP type SP LEN(body) SP body."""
     kind = name.encode()
     return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
+
+
+class Content(Part):
+    """Base of what nodes seal to each other, with signed envelopes inside: bytes and back."""
+
+    called: ClassVar[str]  # in errors
+
+    def to_bytes(self) -> bytes:
+        """As it is sealed."""
+        return rfc8785.dumps(self.model_dump(mode="json", by_alias=True))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """What was sealed, verified by nobody; IntegrityError for anything else."""
+        try:
+            return cls.model_validate(parse(data))
+        except ValidationError:
+            raise IntegrityError(f"not {cls.called}") from None
 
 
 # --- strict JSON ----------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from federation.audit import Receipt
 from federation.catalogue import Assurance, Period, Question
-from federation.envelope import Envelope, parse
+from federation.envelope import Content, Envelope, parse
 from federation.errors import IntegrityError, Refused
 from federation.objects import (
     AlgorithmName,
@@ -529,8 +529,10 @@ class Use(SignedObject):
     result: Name  # the word of the answer
 
 
-class UseNotice(Part):
+class UseNotice(Content):
     """A use with the proof that it stands in the provider's log."""
+
+    called: ClassVar[str] = "a receipt of a use"
 
     use: Envelope
     receipt: Receipt

@@ -20,14 +20,13 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
-import rfc8785
 from numpy.typing import NDArray
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from federation.audit import Check, Reason
 from federation.catalogue import Assurance, Level, Operation
 from federation.catalogue import Field as CatalogueField
-from federation.envelope import parse
+from federation.envelope import Content
 from federation.errors import IntegrityError
 from federation.grants import Channel, Grant, GrantItem
 from federation.objects import (
@@ -100,8 +99,10 @@ class ScoreRequest(Asking):
         )
 
 
-class ScorePart(Part):
+class ScorePart(Content):
     """What a department adds to its answer; the signed answer holds the digest of these bytes."""
+
+    called: ClassVar[str] = "a part of a score"
 
     task: Literal["scorecard", "trees"]
     part: Digest  # of the department's part of the model
@@ -115,18 +116,6 @@ class ScorePart(Part):
         if (self.masked is None) == is_card or (self.bits is None) != is_card:
             raise ValueError("masked points are a scorecard's, bits are those of trees")
         return self
-
-    def to_bytes(self) -> bytes:
-        """As it stands in a reply."""
-        return rfc8785.dumps(self.model_dump(mode="json"))
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> ScorePart:
-        """What stands there; IntegrityError for anything else."""
-        try:
-            return cls.model_validate(parse(data))
-        except ValidationError:
-            raise IntegrityError("not a part of a score") from None
 
 
 # --- the department -------------------------------------------------------------------------------

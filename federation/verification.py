@@ -19,15 +19,14 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Annotated, ClassVar, Generic, Literal, Protocol, Self, TypeVar
 
-import rfc8785
-from pydantic import StringConstraints, ValidationError, model_validator
+from pydantic import StringConstraints, model_validator
 
 from federation import grants
 from federation.audit import Check, Reason, Receipt
 from federation.catalogue import Assurance, Dataset, Period, Question
 from federation.catalogue import Field as CatalogueField
 from federation.enquiry import Answered, Comparison
-from federation.envelope import Envelope, parse
+from federation.envelope import Content, Envelope
 from federation.errors import IntegrityError, LianmoError, RefusalCode, Refused
 from federation.grants import (
     BySubject,
@@ -51,7 +50,6 @@ from federation.objects import (
     Name,
     ObjectName,
     OrgId,
-    Part,
     Purpose,
     SignedObject,
     Time,
@@ -211,43 +209,23 @@ class Answer(SignedObject):
         return self
 
 
-class Ask(Part):
+class Ask(Content):
     """What is sealed to the provider."""
+
+    called: ClassVar[str] = "a request with its grant"
 
     request: Envelope
     grant: BySubject
 
-    def to_bytes(self) -> bytes:
-        """As it is sealed."""
-        return rfc8785.dumps(self.model_dump(mode="json", by_alias=True))
 
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Ask:
-        """What was sealed; IntegrityError for anything else."""
-        try:
-            return cls.model_validate(parse(data))
-        except ValidationError:
-            raise IntegrityError("not a request with its grant") from None
-
-
-class Reply(Part):
+class Reply(Content):
     """What is sealed to the verifier."""
+
+    called: ClassVar[str] = "an answer"
 
     answer: Envelope
     receipt: Receipt | None = None  # of the answer's entry; none of a refusal
     extra: Base64 = ""  # what a channel adds to its answer
-
-    def to_bytes(self) -> bytes:
-        """As it is sealed."""
-        return rfc8785.dumps(self.model_dump(mode="json", by_alias=True))
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Reply:
-        """What was sealed; IntegrityError for anything else."""
-        try:
-            return cls.model_validate(parse(data))
-        except ValidationError:
-            raise IntegrityError("not an answer") from None
 
 
 # --- the provider's rules and facts ---------------------------------------------------------------

@@ -14,13 +14,11 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, ClassVar, Literal
 
-import rfc8785
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from federation.audit import Receipt
 from federation.catalogue import Question
-from federation.envelope import Envelope, parse
-from federation.errors import IntegrityError
+from federation.envelope import Content, Envelope
 from federation.grants import Channel
 from federation.objects import (
     Count,
@@ -29,7 +27,6 @@ from federation.objects import (
     Name,
     ObjectName,
     OrgId,
-    Part,
     SignedObject,
     Time,
 )
@@ -87,20 +84,10 @@ class AlertTaken(SignedObject):
     wanted: bool = True
 
 
-class AlertNotice(Part):
+class AlertNotice(Content):
     """What is sealed to the bank."""
+
+    called: ClassVar[str] = "an alert with its receipt"
 
     alert: Envelope
     receipt: Receipt
-
-    def to_bytes(self) -> bytes:
-        """As it is sealed."""
-        return rfc8785.dumps(self.model_dump(mode="json", by_alias=True))
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> AlertNotice:
-        """What was sealed; IntegrityError for anything else."""
-        try:
-            return cls.model_validate(parse(data))
-        except ValidationError:
-            raise IntegrityError("not an alert with its receipt") from None
