@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx
 from flwr.supercore.task_identity import TaskIdentity
@@ -49,7 +49,7 @@ class Conductor:
     def order(self) -> RoundOrder:
         """What every bank is sent now; the same until `take`."""
         if not self._is_asked and self._number <= self._rounds:
-            record, config = ArrayRecord({KEY: _array(self._weights)}), ConfigRecord({})
+            record, config = ArrayRecord({KEY: Array(self._weights)}), ConfigRecord({})
             grid = cast(Grid, self._nodes)
             list(self._strategy.configure_train(self._number, record, config, grid))
             self._is_asked = True
@@ -65,7 +65,7 @@ class Conductor:
             raise ProtocolError(f"round {reply.number}: weights that are no numbers")
         content = RecordDict(
             {
-                "arrays": ArrayRecord({KEY: _array(reply.weights.astype(np.float32))}),
+                "arrays": ArrayRecord({KEY: Array(reply.weights.astype(np.float32))}),
                 "metrics": MetricRecord({"num-examples": reply.customers, "loss": reply.loss}),
             }
         )
@@ -113,12 +113,6 @@ class _Nodes:
 
     def get_node_ids(self) -> list[int]:
         return self.ids
-
-
-def _array(weights: Weights) -> Any:
-    from flwr.app import Array
-
-    return Array(weights)
 
 
 def _strategy(parameters: NeuralParameters, nodes: int) -> FedAvg:

@@ -31,6 +31,7 @@ from federation.api import (
     TrainReply,
 )
 from federation.objects import OF_BANKS_ALONE, JobManifest
+from federation.tasks.neural_plan import first_weights
 from federation.tasks.party import RoundReply
 from protocols.errors import ProtocolError
 from protocols.secagg_books import least_threshold as least
@@ -196,8 +197,6 @@ class Rounds(Conversation):
         super().__init__(grid)
         manifest = self._job.order.manifest.unverified(JobManifest)
         self._lead, self._banks = manifest.bank, len(manifest.banks)
-        from federation.tasks.horizontal import first_weights  # PyTorch takes its time
-
         first, ids = first_weights(manifest), self._job.nodes.values()
         self._conductor = Conductor(manifest.neural, first, ids)
         if self._job.kept:

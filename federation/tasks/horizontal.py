@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from federation.errors import UsageError
 from federation.ledger import Disclosure, What
-from federation.objects import JobManifest, NeuralParameters
+from federation.objects import NeuralParameters
 from federation.tables import BankData, Column, DepartmentData
 from federation.tasks import vertical
 from federation.tasks.bank_evaluation import Bands, bands_of, over_banks
@@ -61,7 +61,7 @@ from federation.tasks.neural_plan import (
     require_plan,
 )
 from federation.tasks.party import Party, RoundReply
-from federation.tasks.secure_sum import SecurePool
+from federation.tasks.secure_sum import Alone, SecurePool
 from protocols import labels
 from protocols.errors import ProtocolError
 from protocols.fixed_point import FixedPoint
@@ -368,7 +368,7 @@ class _Bank:
         """Log odds by the same network and as many epochs, of own customers alone."""
         of = self.parameters.model_copy(update={"strategy": "fedavg", "epochs": 1})
         numbers = numbers_of(self.data.columns, of.categories)
-        scaling = _scaling_alone(numbers[self.train])
+        scaling = scaling_over(Alone(self.party.me), numbers[self.train], self.most)
         inputs = inputs_of(numbers, self.inputs.categories, scaling)
         model = build(of, self.shape, initial_seed(self.party.manifest))
         train, epochs = inputs.take(self.train), self.parameters.rounds * self.parameters.epochs
@@ -392,19 +392,3 @@ class _Bank:
     def _reveal_weights(self, count: int) -> None:
         party, platform = self.party, self.party.manifest.platform
         party.ledger.reveal(party.me, platform, What.SHARED_WEIGHTS, count, 32)
-
-
-def _scaling_alone(numbers: Floats) -> Scaling:
-    known = np.where(np.isnan(numbers), 0.0, numbers)
-    count = np.maximum((~np.isnan(numbers)).sum(axis=0), 1)
-    mean = known.sum(axis=0) / count
-    variance = np.maximum((known**2).sum(axis=0) / count - mean**2, 0.0)
-    return Scaling(mean, np.maximum(np.sqrt(variance), 1e-6))
-
-
-def first_weights(manifest: JobManifest) -> Weights:
-    """What the platform sends with the first round; every party can compute it."""
-    of = manifest.neural
-    numbers = len(manifest.party(manifest.bank).fields) - len(of.categories)
-    shape = Shape(2 * numbers, len(of.categories))
-    return weights_of(build(of, shape, initial_seed(manifest)))

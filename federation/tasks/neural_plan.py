@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 
+import numpy as np
+from numpy.typing import NDArray
+
 from federation.errors import Refused, UsageError
 from federation.ledger import What
 from federation.objects import DeclaredDisclosure, JobManifest, NeuralParameters, QueryParameters
@@ -76,15 +79,24 @@ def numbers_in(manifest: JobManifest) -> int:
 
 def weights_in(manifest: JobManifest) -> int:
     """How many weights the network has."""
-    return _weights(manifest.neural, numbers_in(manifest))
+    return _count(manifest.neural, numbers_in(manifest))
+
+
+def first_weights(manifest: JobManifest) -> NDArray[np.float32]:
+    """What the platform sends with the first round; every party can compute it."""
+    return _weights(manifest.neural, numbers_in(manifest), initial_seed(manifest))
 
 
 @cache
-def _weights(parameters: NeuralParameters, numbers: int) -> int:
+def _count(parameters: NeuralParameters, numbers: int) -> int:
+    return len(_weights(parameters, numbers, bytes(8)))  # a seed does not change how many
+
+
+def _weights(parameters: NeuralParameters, numbers: int, seed: bytes) -> NDArray[np.float32]:
     from federation.tasks.neural_model import Shape, build, weights_of  # PyTorch takes its time
 
     shape = Shape(2 * numbers, len(parameters.categories))
-    return len(weights_of(build(parameters, shape, bytes(8))))
+    return weights_of(build(parameters, shape, seed))
 
 
 def totals_in(manifest: JobManifest) -> int:

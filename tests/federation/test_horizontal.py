@@ -13,9 +13,10 @@ from federation.objects import JobManifest, NeuralParameters
 from federation.privacy import epsilon_of, noise_for
 from federation.tables import BankData, CategoryColumn, NumberColumn
 from federation.tasks.bank_evaluation import bands_of
-from federation.tasks.horizontal import NeuralResult, first_weights
+from federation.tasks.horizontal import NeuralResult
 from federation.tasks.local import local_seeds
 from federation.tasks.neural_local import local_neural_manifest, run_neural_in_process
+from federation.tasks.neural_plan import first_weights
 from protocols.secagg import MaskedVector
 from server.conductor import Conductor, stand_alone
 
