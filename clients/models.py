@@ -19,6 +19,11 @@ from federation.tasks.trees_model import TreesPart
 
 TODO = "`lianmo model list` shows what there is"
 
+_INSTEAD = {
+    "neural": "it reads this bank's own columns and asks nobody: for scores under a grant train "
+    "a model with [scorecard] or [trees]",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
@@ -37,7 +42,8 @@ class StoredModel:
             return model_from_json(self.content)
         if self.kind == "trees":
             return trees_from_json(self.content)
-        raise NotFound(f"the model of {self.job} here is a {self.kind}: no scores are made of it")
+        what = f"the model of {self.job} here is of the kind {self.kind}: no scores are made of it"
+        raise NotFound(what, todo=_INSTEAD.get(self.kind, "the bank of the job has the whole one"))
 
     @property
     def part(self) -> tuple[PartFeature, ...] | TreesPart:

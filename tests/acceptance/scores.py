@@ -7,7 +7,7 @@ as jobs leave them, and every score goes through seal, order of checks, log and 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -27,7 +27,7 @@ from clients.scorer import Scorer
 from clients.services import services
 from clients.sources import Source
 from clients.store import Store
-from clients.verification import Notice, Parcel, Provider
+from clients.verification import Parcel, Provider
 from federation.audit import AuditEntry, Result
 from federation.catalogue import Assurance
 from federation.codes import code_for_row
@@ -166,21 +166,34 @@ def _named(manifest: JobManifest, task: str) -> JobManifest:
     )
 
 
+@dataclass(frozen=True)
+class Line:
+    """One bank's carrier."""
+
+    world: ScoreWorld
+    bank: str
+
+    def ask_sealed(self, provider: str, sealed: bytes) -> bytes:
+        return self.world.carried(self.bank, provider, sealed)
+
+
 class ScoreWorld:
     """Homes with a trained model; the clock is an attribute."""
+
+    kinds = KINDS
+    banks: tuple[str, ...] = (BANK,)
 
     def __init__(self, folder: Path, task: str) -> None:
         self.now = NOW
         self.folder = folder
         self.homes = self._homes()
         self.stores = {org: Store.open(home.database_url) for org, home in self.homes.items()}
-        self.manifest, self.files, self.model = train(task)
+        self.manifest, self.files, self.model = self.trained(task)
         self.frames: list[tuple[str, bytes]] = []
         self.change: Callable[[str, bytes], bytes] = lambda org, reply: reply
         self.events: list[BySubject] = []
         self.sequence = 0
-        self.notices: list[Notice] = []
-        for org in (BANK, *DEPARTMENTS):
+        for org in (*self.banks, *DEPARTMENTS):
             self._data(org)
             self._model(org)
         licence = self.homes["licence"]
@@ -191,9 +204,19 @@ class ScoreWorld:
     def clock(self) -> datetime:
         return self.now
 
+    def trained(
+        self, task: str
+    ) -> tuple[JobManifest, dict[str, bytes], ScorecardModel | TreesModel]:
+        """The manifest, every party's file, and the first bank's model."""
+        return train(task)
+
+    def rows_of(self, org: str) -> Sequence[int]:
+        """Which firms an owner's table may have."""
+        return range(CUSTOMERS if org in self.banks else ROWS)
+
     def _homes(self) -> dict[str, Home]:
         homes = {}
-        for org, (kind, uscc) in KINDS.items():
+        for org, (kind, uscc) in self.kinds.items():
             words: dict[str, Any] = {"org": org, "kind": kind, "name": f"{org} 某单位"}
             made = NOW - timedelta(days=1)
             Home.create(self.folder / org, **words, uscc=uscc, region="厦门市", now=made)
@@ -209,14 +232,15 @@ class ScoreWorld:
     def _data(self, org: str) -> None:
         home, store = self.homes[org], self.stores[org]
         registries.add(home, store, REGISTRY, NOW - timedelta(hours=3))
-        self.write_table(org, DATA.columns[org])
-        name, file = DATASET[org], self.folder / f"{org}.csv"
-        label = "bad" if org == BANK else None
+        role = BANK if org in self.banks else org
+        self.write_table(org, DATA.columns[role])
+        name, file = DATASET[role], self.folder / f"{org}.csv"
+        label = "bad" if role == BANK else None
         source = Source(file=str(file), key="uscc", label=label)
         datasets.register(home, store, name, source, NOW - timedelta(hours=2))
         fields: dict[str, dict[str, Any]] = {
             column.name: FIELD | {"description": f"{column.name} 说明"}
-            for column in DATA.columns[org]
+            for column in DATA.columns[role]
         }
         if org == "power":
             fields["months"] |= {
@@ -231,12 +255,12 @@ class ScoreWorld:
     def write_table(self, org: str, columns: tuple[Column, ...]) -> None:
         """The owner's table; firms with nothing in it have no record."""
         names = [column.name for column in columns]
-        lines = [",".join(["uscc", *names, *(["bad"] if org == BANK else [])])]
-        rows = range(CUSTOMERS if org == BANK else ROWS)
-        for row in rows:
+        is_bank = org in self.banks
+        lines = [",".join(["uscc", *names, *(["bad"] if is_bank else [])])]
+        for row in self.rows_of(org):
             cells = [_cell(column, row) for column in columns]
             if any(cells):
-                tail = [str(DATA.labels[row])] if org == BANK else []
+                tail = [str(DATA.labels[row])] if is_bank else []
                 lines.append(",".join([CODES[row].decode(), *cells, *tail]))
         (self.folder / f"{org}.csv").write_text("\n".join(lines) + "\n")
 
@@ -274,16 +298,19 @@ class ScoreWorld:
             home, store, gate, now=self.clock, services=services(home, store, gate, self.clock)
         )
 
-    def scorer(self, carrier: Any = None) -> Scorer:
-        home, store = self.homes[BANK], self.stores[BANK]
+    def scorer(self, carrier: Any = None, bank: str = BANK) -> Scorer:
+        home, store = self.homes[bank], self.stores[bank]
         gate = Gate(home, store, self.clock)
-        return Scorer(home, store, carrier or self, gate, self.clock)
+        return Scorer(home, store, carrier or Line(self, bank), gate, self.clock)
 
     def ask_sealed(self, provider: str, sealed: bytes) -> bytes:
         """The carrier: straight to the provider."""
+        return self.carried(BANK, provider, sealed)
+
+    def carried(self, sender: str, provider: str, sealed: bytes) -> bytes:
+        """The same, of any sender."""
         self.frames.append((provider, sealed))
-        replies, notices = self.providers[provider].answer([Parcel(BANK, sealed)])
-        self.notices += notices
+        replies = self.providers[provider].answer([Parcel(sender, sealed)])
         return self.change(provider, replies[0])
 
     # --- grants
@@ -317,7 +344,8 @@ class ScoreWorld:
         """A grant that the bank holds; its digest."""
         firm = changes.pop("firm", self.firm)
         items = tuple(changes.pop("items", self.items()))
-        orgs = dict.fromkeys([BANK, *(item.provider for item in items)])
+        bank = changes.get("grantee", BANK)
+        orgs = dict.fromkeys([bank, *(item.provider for item in items)])
         plain: dict[str, Any] = {
             "subject": firm.uscc,
             "grantee": BANK,
@@ -343,7 +371,7 @@ class ScoreWorld:
             Capacity.ENTERPRISE_SEAL,
             self.now - timedelta(minutes=1),
         )
-        return grants.hold(self.homes[BANK], self.stores[BANK], bundle, self.now)
+        return grants.hold(self.homes[bank], self.stores[bank], bundle, self.now)
 
     def revoke(self, grant: str) -> None:
         said = GrantEvent(
