@@ -469,6 +469,7 @@ class Provider:
             # a value of any shape stands in the data: what cannot be answered is refused
             try:
                 work.outcome = self._service_of(asked).read(asked, work.intents, work.debits)
+                work.answer = self._answer(work, asked, work.outcome, now)
             except Refused as error:
                 if isinstance(error, Denied):
                     raise
@@ -481,8 +482,8 @@ class Provider:
         except Denied as error:
             work.denied, work.outcome = error, None
             work.answer = self._refusal(work, now)
-            return
-        outcome = work.outcome
+
+    def _answer(self, work: _Work, asked: Asked[Any], outcome: Outcome, now: datetime) -> Envelope:
         answer = Answer(
             org=self._home.org,
             verifier=asked.request.verifier,
@@ -497,7 +498,7 @@ class Provider:
             log=self._audit.origin,
             entry=work.intents[0],
         )
-        work.answer = sign(answer, self._keys[Usage.ANSWER])
+        return sign(answer, self._keys[Usage.ANSWER])
 
     def _refusal(self, work: _Work, now: datetime) -> Envelope:
         answer = Answer(

@@ -433,10 +433,7 @@ def verify_by_subject(
     if made > now + CLOCK_SKEW:
         raise IntegrityError(f"the {kind.kind} is from the future")
     for moment in (made, now):
-        if not (
-            utc_time(said.not_before) - CLOCK_SKEW <= moment < utc_time(said.not_after)
-            and utc_time(key.not_before) - CLOCK_SKEW <= moment < utc_time(key.not_after)
-        ):
+        if not (_is_in_force(said, moment) and _is_in_force(key, moment)):
             raise Refused("the subject's key is not in force", party=issuer)
     sealing = card.key(Usage.ENCRYPT)
     return VerifiedSubject(
@@ -462,6 +459,11 @@ def require_grant(found: VerifiedSubject[Grant]) -> Grant:
     if not hmac.compare_digest(digest, grant.notice_digest):
         raise IntegrityError("the grant was signed under another notice than its terms'")
     return grant
+
+
+def _is_in_force(said: SubjectCertificate | SubjectKey, moment: datetime) -> bool:
+    # the skew goes to our side: a date of others may be the calendar's first
+    return utc_time(said.not_before) <= moment + CLOCK_SKEW and moment < utc_time(said.not_after)
 
 
 def _spki(key: SubjectKey) -> bytes:

@@ -38,6 +38,20 @@ _SMALL_ORDER = frozenset(
         "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
     )
 )
+# The u-coordinates of small order on Curve25519 and its twist (RFC 7748, section 6.1; sign bit
+# cleared): nothing can be sealed to such a key, and with it every agreed secret is zero.
+_SMALL_ORDER_U = frozenset(
+    bytes.fromhex(text)
+    for text in (
+        "0000000000000000000000000000000000000000000000000000000000000000",
+        "0100000000000000000000000000000000000000000000000000000000000000",
+        "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800",
+        "5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157",
+        "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        "edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+    )
+)
 
 
 class CryptoProfile(Protocol):
@@ -85,7 +99,9 @@ class Intl:
             raw[31] &= 0x7F
             return alg == "Ed25519" and bytes(raw) not in _SMALL_ORDER
         if isinstance(key, X25519PublicKey):
-            return alg == "X25519"
+            raw = bytearray(key.public_bytes_raw())
+            raw[31] &= 0x7F
+            return alg == "X25519" and bytes(raw) not in _SMALL_ORDER_U
         if isinstance(key, EllipticCurvePublicKey):
             return alg == {"secp256r1": "P-256", "secp384r1": "P-384"}.get(key.curve.name)
         return False

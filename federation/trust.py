@@ -352,7 +352,8 @@ def _require_in_force(card: Card, record: KeyRecord, made: datetime, now: dateti
         raise Refused(f"the {usage} key of the signature is {state}", party=card.org)
     # made: one clock, the signer's; now: another clock than that of `not_before`
     if not _is_in_force(record, made) or not (
-        utc_time(record.not_before) - CLOCK_SKEW <= now < utc_time(record.not_after)
+        # nothing is taken from a date of others: there is no day before the first of the year 1
+        utc_time(record.not_before) <= now + CLOCK_SKEW and now < utc_time(record.not_after)
     ):
         todo = f"ask {card.org} for a newer card"
         raise Refused(

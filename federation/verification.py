@@ -357,7 +357,8 @@ def require_in_force(
     """Check 9: the time, the subject's own events, and a status list that is not too old."""
     status = facts.status()
     if status is None or not (
-        utc_time(status.created) - CLOCK_SKEW <= now < utc_time(status.next_update)
+        utc_time(status.created) <= now + CLOCK_SKEW
+        and now < utc_time(status.next_update)
         and now - utc_time(status.created) <= policy.status_max_age
     ):
         what = "there is no status list that is fresh enough"

@@ -1,0 +1,144 @@
+"""Attackers who keep to the formats: a frame of theirs must not cost others their answers, a draft
+not show the firm another thing than it opens, and an earlier answer not make a later one false.
+"""
+
+from __future__ import annotations
+
+import base64
+import tracemalloc
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from clients.lookup import Lookup, OneValue
+from clients.verification import Parcel
+from federation.audit import Check, Reason
+from federation.catalogue import Assurance
+from federation.enquiry import Answered
+from federation.envelope import Envelope, sign
+from federation.errors import IntegrityError
+from federation.grants import SubjectCard, SubjectCertificate
+from federation.identity import USAGES, PrivateKey, card_signers, key_id
+from federation.objects import KeyRecord, OrgKind, Usage, utc_text
+from tests.acceptance.consent import NOW, Firm, World
+from tests.clients.persons import request_of
+
+FIRST_YEAR = {"not_before": "0001-01-01T00:00:00Z", "not_after": "0001-12-31T00:00:00Z"}
+THIS_WEEK = {
+    "not_before": utc_text(NOW - timedelta(days=1)),
+    "not_after": utc_text(NOW + timedelta(days=6)),
+}
+
+
+def together(world: World, frame: bytes) -> Answered:
+    """What an honest question is answered that the provider takes together with this frame."""
+    grant = world.grant()
+    honest = world.request(grant)
+    parcels = [Parcel("bank-a", frame), Parcel("bank-a", world.sealed(honest, grant))]
+    replies, _ = world.provider.answer(parcels)
+    return world.verified(honest, replies[1]).result
+
+
+def banks_card(world: World, key: PrivateKey, spki: bytes, dates: dict[str, str]) -> Envelope:
+    """The bank's newer card with one more key, which it makes alone."""
+    home, proof = world.homes["bank-a"], None
+    if key.usage is Usage.REQUEST:
+        proof = base64.b64encode(request_of(key, "bank-a", "x").signatures[0].sig).decode()
+    extra = KeyRecord(
+        key_id=key_id(spki),
+        usage=key.usage,
+        alg=key.alg,
+        spki=base64.b64encode(spki).decode(),
+        holder="x",
+        proof=proof,
+        **dates,
+    )
+    said = {
+        "keys": (*home.own().keys, extra),
+        "serial": home.own().serial + 1,
+        "created": utc_text(world.now),
+    }
+    signers = card_signers({usage: home.key(usage) for usage in USAGES[OrgKind.BANK]})
+    return sign(home.own().model_copy(update=said), *signers)
+
+
+def firm_with(world: World, usage: Usage, **changes: str) -> Firm:
+    """The firm, with a card that it has changed and an issuer that has not looked at it closely."""
+    firm = Firm(world.firm.uscc).certified_by(world.homes["licence"], Assurance.A3)
+    card = firm.card.unverified(SubjectCard)
+    keys = tuple(k.model_copy(update=changes) if k.usage is usage else k for k in card.keys)
+    firm.card = sign(card.model_copy(update={"keys": keys}), firm.grant)
+    word = firm.certificate.unverified(SubjectCertificate)
+    word = word.model_copy(update={"card": firm.card.unverified(SubjectCard).digest()})
+    firm.certificate = sign(word, world.homes["licence"].key(Usage.CERTIFY))
+    return firm
+
+
+def small_order(spki: bytes) -> bytes:
+    """A key that no secret can be agreed with."""
+    return spki[:-32] + bytes(32)
+
+
+# --- one frame, and the others of its batch -------------------------------------------------------
+
+
+def test_a_banks_key_of_the_year_1_costs_nobody_else_an_answer(world: World) -> None:
+    key = PrivateKey.generate(Usage.REQUEST)
+    world.homes["tax"].trust_card(banks_card(world, key, key.spki, FIRST_YEAR))
+    grant = world.grant()
+    times = {"created": "0001-06-01T00:00:00Z", "expires": "0001-06-01T00:01:00Z"}
+    frame = world.sealed(world.request(grant, **times), grant, key=key)
+    assert together(world, frame) is Answered.MATCH
+    assert (world.refusals()[-1].check, world.uses(grant)) == (Check.VERIFIER, 0)
+
+
+def test_a_firms_key_of_the_year_1_costs_nobody_else_an_answer(world: World) -> None:
+    grant = world.grant(firm_with(world, Usage.GRANT, **FIRST_YEAR))
+    assert together(world, world.sealed(world.request(grant), grant)) is Answered.MATCH
+    assert (world.refusals()[-1].check, world.uses(grant)) == (Check.GRANT, 0)
+
+
+def test_a_firms_key_that_nothing_can_be_sealed_to_costs_nobody_else_an_answer(
+    world: World,
+) -> None:
+    spki = small_order(world.firm.encrypt.spki)
+    weak = {"key_id": key_id(spki), "spki": base64.b64encode(spki).decode()}
+    grant = world.grant(firm_with(world, Usage.ENCRYPT, **weak))
+    assert together(world, world.sealed(world.request(grant), grant)) is Answered.MATCH
+    assert (world.refusals()[-1].check, world.uses(grant)) == (Check.GRANT, 0)
+
+
+def test_a_card_with_a_key_that_nothing_can_be_sealed_to_is_not_taken(world: World) -> None:
+    key = PrivateKey.generate(Usage.ENCRYPT)
+    card = banks_card(world, key, small_order(key.spki), THIS_WEEK)
+    with pytest.raises(IntegrityError, match="no safe X25519 key"):
+        world.homes["tax"].trust_card(card)
+
+
+@pytest.mark.parametrize("value", ["集美\u200b", "e\u0301", "x" * 201, 1e300])
+def test_a_value_that_no_answer_can_hold_costs_nobody_else_an_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch, value: Any
+) -> None:
+    grant = world.grant(field="district", channel="query")
+    look = Lookup.value
+
+    def poisoned(self: Lookup, column: str, subject: str) -> OneValue:
+        found = look(self, column, subject)
+        return OneValue(value, found.snapshot, found.as_of) if column == "district" else found
+
+    monkeypatch.setattr(Lookup, "value", poisoned)
+    assert together(world, world.sealed(world.request(grant), grant)) is Answered.MATCH
+    last = world.refusals()[-1]
+    assert (last.check, last.reason, world.uses(grant)) == (Check.VALUE, Reason.OTHER, 1)
+
+
+def test_a_threshold_with_an_exponent_takes_no_memory(world: World) -> None:
+    tracemalloc.start()
+    for text in ("1e99999999", "1E+99999999", "-1e-99999999"):
+        with pytest.raises(ValidationError, match="not a plain decimal"):
+            world.item(thresholds=(text,))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20  # written out these have 100 million digits
