@@ -29,9 +29,9 @@ from federation.catalogue import Field
 from federation.enquiry import BIT, Answered, Comparison
 from federation.envelope import Envelope, parse, sign
 from federation.errors import IntegrityError, LianmoError, Refused
-from federation.grants import SERVES, Channel, Grant, verify_by_subject
+from federation.grants import Grant, verify_by_subject
 from federation.objects import Usage, utc_text, utc_time
-from federation.verification import Asked, Denied, require_in_force
+from federation.verification import Asked, Denied, Granted, require_granted, require_in_force
 from federation.watch import Alert, AlertNotice, AlertTaken, WatchRequest
 
 log = logging.getLogger("lianmo.watch")
@@ -39,6 +39,7 @@ KEPT, ASKED = "kept", "asked"
 WATCHING = "watching"
 # That end a watch for good; others may pass: a stale list, a pause.
 FINAL = {Reason.REVOKED, Reason.EXPIRED, Reason.USES}
+WITHHELD = "withheld"  # in place of the time at which the bank took an alert
 
 
 class Watches:
@@ -105,17 +106,28 @@ class Watchman:
         self._facts = Facts(home, store, now)
         self._audit = AuditLog(home, store)
         self._consents, self._debits = Consents(store), Debits(store)
+        # Rules that started within a pause: on which snapshot, and when the pause is over. Without
+        # it each round would look, and enter that it does, until then.
+        self._paused: dict[str, tuple[str, datetime]] = {}
 
     def round(self) -> int:
-        """Look at every watch whose data have changed, then deliver; how many alerts were new."""
+        """Look at every watch whose data have changed, then deliver; how many alerts were new.
+
+        Raises Refused if the clock was set back: a grant that has ended would hold again.
+        """
+        self._audit.require_clock(self._now())
         found = 0
         for due in self._due():
+            why = ""
             try:
                 found += self._evaluate(due)
             except LianmoError as error:
-                log.warning(
-                    "watch not evaluated", extra={"watch": due.digest[:16], "why": error.what}
-                )
+                why = error.what
+            except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+                # a value of any shape stands in the data: one must not end the round for all
+                why = type(error).__name__
+            if why:
+                log.warning("watch not evaluated", extra={"watch": due.digest[:16], "why": why})
         self.deliver()
         return found
 
@@ -126,8 +138,10 @@ class Watchman:
             query = select(WatchRow).where(WatchRow.part == KEPT, WatchRow.ended.is_(None))
             for row in session.scalars(query.order_by(WatchRow.created)):
                 request = WatchRequest.model_validate(parse(row.request))
-                ends = self._over(row.consent)
-                if ends or snapshots.get(request.dataset) != row.snapshot:
+                ends, snapshot = self._over(row.consent), snapshots.get(request.dataset)
+                paused, until = self._paused.get(row.digest, (None, self._now()))
+                waits = paused == snapshot and self._now() < until
+                if ends or (snapshot != row.snapshot and not waits):
                     due.append(_Due(row.digest, request, row.consent, row.holds, row.last_alert))
         return due
 
@@ -138,12 +152,14 @@ class Watchman:
     def _evaluate(self, due: _Due) -> bool:
         request, now = due.request, self._now()
         try:
-            place = self._require_allowed(due, now)
+            place, grant = self._require_allowed(request, due.consent, now)
+            uses, last_use = self._debits.uses(due.consent)
+            if uses >= grant.max_uses:
+                raise Denied(Check.BUDGET, Reason.USES, "the grant is used up")
         except Denied as error:
             if error.reason in FINAL:
                 self._end(due, error.reason.value)
             raise
-        offered, catalogue, as_of = place
         with self._audit.together(now):
             intent = self._audit.append(
                 Action.WATCHED,
@@ -154,41 +170,34 @@ class Watchman:
                 job=due.consent,
                 subject=request.subject.encode(),
             )
-        holds, snapshot, _ = _look(self._gate, intent.seq, request, offered, catalogue)
-        starts = holds and not due.holds
-        pause = timedelta(seconds=request.debounce_s)
-        if starts and due.last_alert is not None and now < utc_time(due.last_alert) + pause:
-            return False  # looked at again when the pause is over, if it still holds then
-        if not starts:
+        catalogue, as_of = place.entry.digest(), place.entry.as_of
+        holds, snapshot, _ = _look(self._gate, intent.seq, request, place.offered, catalogue)
+        if not holds or due.holds:
             self._mark(due, snapshot, holds)
+            return False
+        pauses = (due.last_alert, request.debounce_s), (last_use, grant.min_interval_s)
+        until = max(
+            (utc_time(time) + timedelta(seconds=length) for time, length in pauses if time),
+            default=now,
+        )
+        if now < until:  # looked at again when the pause is over, if it still holds then
+            self._paused[due.digest] = snapshot, until
             return False
         self._raise_alert(due, snapshot, as_of, now)
         return True
 
-    def _require_allowed(self, due: _Due, now: datetime) -> tuple[Field, str, str]:
-        """The checks that may turn out otherwise than when the watch was signed up."""
-        stored, trust, request = self._consents.get(due.consent), self._home.trust(), due.request
+    def _require_allowed(
+        self, request: WatchRequest, consent: str, now: datetime
+    ) -> tuple[Granted, Grant]:
+        """All checks that may turn out otherwise than when the watch was signed up."""
+        stored, trust = self._consents.get(consent), self._home.trust()
         policy = self._settings.policy(self._home.org, trust)
-        consent = verify_by_subject(stored.bundle, Grant, trust, policy.issuers, now)
+        self._facts.begin()
+        found = verify_by_subject(stored.bundle, Grant, trust, policy.issuers, now)
         self._home.standing().require_active(request.verifier, now)
-        require_in_force(consent.object, consent, policy, self._facts, now)
-        if self._debits.uses(due.consent)[0] >= consent.object.max_uses:
-            raise Denied(Check.BUDGET, Reason.USES, "the grant is used up")
-        entry = self._facts.entry(request.dataset)
-        offered = None if entry is None else {f.name: f for f in entry.fields}.get(request.field)
-        if entry is None or offered is None:
-            raise Denied(Check.QUESTION, Reason.NOT_OFFERED, "the field is not offered any more")
-        if request.purpose not in offered.purposes or request.purpose not in SERVES[Channel.WATCH]:
-            what = "nothing is watched for this purpose any more"
-            raise Denied(Check.PURPOSE, Reason.PURPOSE_NOT_ALLOWED, what)
-        for item in request.items(consent.object):
-            request.require(item, offered)
-        denied = (
-            request.verifier in policy.deny_verifiers or request.channel in policy.deny_channels
-        )
-        if denied or f"{request.dataset}/{request.field}" in policy.deny_fields:
-            raise Denied(Check.POLICY, Reason.DECLINED, "this site's own policy says no")
-        return offered, entry.digest(), entry.as_of
+        require_in_force(found.object, found, policy, self._facts, now)  # what ends it comes first
+        (place,) = require_granted(request, found, policy, self._facts, now)
+        return place, found.object
 
     def _raise_alert(self, due: _Due, snapshot: str, as_of: str, now: datetime) -> None:
         request, grant = due.request, self._consents.get(due.consent).grant
@@ -256,11 +265,44 @@ class Watchman:
         done = 0
         for digest, watch, kept in waiting:
             try:
+                self._require_still_allowed(digest, watch)
                 self._send(digest, watch, kept)
                 done += 1
             except LianmoError as error:
                 log.warning("alert not taken yet", extra={"alert": digest[:16], "why": error.what})
         return done
+
+    def _require_still_allowed(self, digest: str, watch: str) -> None:
+        """Raises Denied where the consent is not there any more, for good or for now.
+
+        An alert may wait for weeks for a bank that is away; what the firm has revoked by then does
+        not leave the house.
+        """
+        with self._store.reading() as session:
+            row = session.get_one(WatchRow, watch)
+            request, consent = WatchRequest.model_validate(parse(row.request)), row.consent
+        now = self._now()
+        try:
+            self._require_allowed(request, consent, now)
+        except Denied as error:
+            if error.reason in FINAL:
+                self._withhold(digest, consent, error, now)
+            raise
+
+    def _withhold(self, digest: str, consent: str, error: Denied, now: datetime) -> None:
+        with self._audit.together(now):
+            self._audit.append(
+                Action.ANSWERED,
+                digest,
+                now,
+                actor=Usage.ANSWER,
+                outcome=Result.REFUSED,
+                check=error.check,
+                reason=error.reason,
+                job=consent,
+            )
+            with self._store.writing(AlertRow) as session:
+                session.get_one(AlertRow, digest).taken = WITHHELD
 
     def _send(self, digest: str, watch: str, kept: bytes) -> None:
         signed, seq = unkept(kept)

@@ -336,6 +336,24 @@ def check_asked(
         consent = grants.verify_by_subject(ask.grant, Grant, trust, policy.issuers, now)
         if consent.digest != found.grant:
             raise IntegrityError("the request rests on another grant than the one it brings")
+    places = require_granted(found, consent, policy, facts, now)
+    grant = consent.object
+    return Asked(found, progress.digest, grant, consent.digest, ask.grant, consent, places)
+
+
+def require_granted(
+    found: Asking,
+    consent: VerifiedSubject[Grant],
+    policy: Policy,
+    facts: Facts,
+    now: datetime,
+) -> tuple[Granted, ...]:
+    """The rest of check 5, and 6 to 10: also for a request that is kept, as a watch is.
+
+    Grant, catalogue and the site's own policy may say something else than when it came. Raises
+    Denied.
+    """
+    with _check(Check.GRANT):
         grant = grants.require_grant(consent)
         _require_assurance(found, grant, policy.me, facts)
     _require_parties(found, grant, policy.me)  # 6
@@ -344,7 +362,7 @@ def check_asked(
     _require_questions(found, grant, places)  # 8
     require_in_force(grant, consent, policy, facts, now)  # 9
     _require_policy(found, places, policy)  # 10
-    return Asked(found, progress.digest, grant, consent.digest, ask.grant, consent, places)
+    return places
 
 
 def require_in_force(

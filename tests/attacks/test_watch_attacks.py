@@ -1,0 +1,181 @@
+"""Attacks on watches: terms that an alert forgets, alerts after the consent, poisoned rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import select
+
+from clients import datasets
+from clients.audit import AuditLog
+from clients.home import Home
+from clients.store import AlertRow, WatchRow
+from clients.verification_settings import VerificationSettings
+from clients.watching import Watchman
+from federation.audit import Action, AuditEntry
+from federation.catalogue import Assurance
+from federation.errors import Refused
+from federation.objects import Purpose
+from federation.tables import NumberColumn
+from tests.acceptance.consent import Firm
+from tests.acceptance.scores import BANK, CODES, DATA, SETTINGS
+from tests.acceptance.watches import ROW, WatchWorld
+
+
+class Running(WatchWorld):
+    """One process of the owner that goes on, as in a node."""
+
+    man: Watchman | None = None
+
+    def watchman(self) -> Watchman:
+        if self.man is None:
+            self.man = super().watchman()
+        return self.man
+
+    def looks(self) -> list[AuditEntry]:
+        log = AuditLog(self.homes["power"], self.stores["power"])
+        return [entry for entry in log.entries() if entry.action is Action.WATCHED]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    world = Running(tmp_path_factory.mktemp("watch"), "scorecard")
+    yield world
+    for org in ("power", BANK):
+        assert AuditLog(world.homes[org], world.stores[org]).verify().problems == ()
+    world.close()
+
+
+@pytest.fixture
+def world(made: Running) -> Running:
+    with made.stores["power"].writing(WatchRow, AlertRow) as session:
+        for watch in session.scalars(select(WatchRow).where(WatchRow.ended.is_(None))):
+            watch.ended = "test"
+        for alert in session.scalars(select(AlertRow).where(AlertRow.taken.is_(None))):
+            alert.taken = "test"
+    made.is_away, made.man = False, None
+    made.months(0)
+    return made
+
+
+def test_a_process_that_runs_for_hours_goes_on_to_alert(world: Running) -> None:
+    """It looks at each day's status list, not at the one of its first round."""
+    watched = world.watch()
+    for _ in range(2):
+        world.now += timedelta(hours=3)
+        world.refresh()
+        assert world.months(2) == 1
+        assert world.months(0) == 0
+    assert len(world.watcher.alerts(watched.digest)) == 2
+
+
+def test_the_interval_of_the_grant_holds_for_alerts_too(world: Running) -> None:
+    """The firm has signed: at most once a day. The bank's own debounce is nought."""
+    watched = world.watch(world.watch_grant(min_interval_s=86_400))
+    assert world.months(2) == 0  # ten minutes after the watch was signed up
+    world.now += timedelta(days=1)
+    world.refresh()
+    assert world.watchman().round() == 1  # it still holds
+    assert world.months(0) == 0
+    assert world.months(2) == 0
+    assert len(world.watcher.alerts(watched.digest)) == 1
+
+
+def test_a_pause_does_not_fill_the_owners_log(world: Running) -> None:
+    """A bank that asks for a long pause must not make the owner look, and enter, every round."""
+    world.watch(debounce_s=90 * 86_400)
+    assert world.months(2) == 1
+    assert world.months(0) == 0
+    assert world.months(2) == 0
+    before = len(world.looks())
+    for _ in range(5):
+        world.now += timedelta(seconds=15)
+        assert world.watchman().round() == 0
+    assert len(world.looks()) == before
+
+
+def test_an_alert_that_waits_is_not_sent_once_the_grant_is_revoked(world: Running) -> None:
+    grant = world.watch_grant()
+    watched = world.watch(grant)
+    world.is_away = True
+    assert world.months(2) == 1
+    world.revoke(grant)
+    world.is_away = False
+    world.frames.clear()
+    for _ in range(2):
+        assert world.watchman().deliver() == 0
+    assert not [frame for org, frame in world.frames if org == BANK]
+    assert world.watcher.alerts(watched.digest) == []
+
+
+def test_an_alert_that_waits_is_not_sent_while_the_list_is_stale(world: Running) -> None:
+    """Nobody can say then that the grant still holds; it comes with a fresh list."""
+    watched = world.watch()
+    world.is_away = True
+    assert world.months(2) == 1
+    world.is_away = False
+    world.now += timedelta(hours=1)
+    assert world.watchman().deliver() == 0
+    assert world.watcher.alerts(watched.digest) == []
+    world.refresh()
+    assert world.watchman().deliver() == 1
+
+
+def test_what_the_site_denies_is_not_watched_any_more(world: Running) -> None:
+    watched = world.watch()
+    denied = SETTINGS + f'deny_purposes = ["{Purpose.POST_LOAN_MONITORING}"]\n'
+    file = world.homes["power"].path / "config.toml"
+    before = file.read_text()
+    file.write_text(before.replace(SETTINGS, denied))
+    home = world.homes["power"]
+    try:
+        world.homes["power"] = Home.open(home.path, environment={})
+        assert VerificationSettings.of(world.homes["power"]).deny_purposes
+        world.man = None  # the node was started again
+        looks = len(world.looks())
+        assert world.months(2) == 0
+        assert len(world.looks()) == looks
+        assert world.watcher.alerts(watched.digest) == []
+    finally:
+        file.write_text(before)
+        world.homes["power"] = home
+
+
+def test_a_clock_that_was_set_back_looks_at_nothing(world: Running) -> None:
+    """A grant that has ended would hold again."""
+    world.watch(world.watch_grant())
+    before, now = len(world.looks()), world.now
+    try:
+        world.now -= timedelta(days=1)
+        world.refresh()
+        with pytest.raises(Refused, match="clock"):
+            world.watchman().round()
+        assert len(world.looks()) == before
+    finally:
+        world.now = now
+        world.refresh()
+
+
+def test_one_value_that_cannot_be_compared_keeps_no_other_watch_from_its_alert(
+    world: Running,
+) -> None:
+    other = 17
+    world.months(0)
+    world.watch(rule="first")
+    world.now += timedelta(seconds=1)
+    firm = Firm(CODES[other].decode()).certified_by(world.homes["licence"], Assurance.A3)
+    second = world.watch(world.watch_grant(firm=firm), rule="second")
+    months, usage = DATA.columns["power"]
+    assert isinstance(months, NumberColumn)
+    for value, alerts in ((0.0, 0), (2.0, 1)):
+        changed = months.values.copy()
+        changed[ROW], changed[other] = 1e30, value  # of more digits than are compared
+        world.now += timedelta(minutes=10)
+        world.refresh()
+        world.write_table("power", (replace(months, values=changed), usage))
+        datasets.refresh(world.homes["power"], world.stores["power"], "arrears", world.now)
+        assert world.watchman().round() == alerts
+    assert [told.alert.rule for told in world.watcher.alerts(second.digest)] == ["second"]
