@@ -19,11 +19,12 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from http import HTTPStatus
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -310,19 +311,28 @@ Caller = Annotated[str, Depends(_caller)]
 Signed = Annotated[Envelope, Depends(_envelope)]
 Limit = Annotated[int, Query(ge=1, le=200)]
 Cursor = Annotated[str | None, Query(max_length=200)]
-SIGNED_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": Envelope.model_json_schema()}},
-    }
-}
 
-NETWORK_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": Bundle.model_json_schema()}},
-    }
-}
+
+def _body(model: type[BaseModel]) -> dict[str, Any]:
+    """What a route that reads its body itself takes, for the OpenAPI document.
+
+    Inner models stand where they are named: a reference would look for them in the whole document.
+    """
+    schema = model.model_json_schema()
+    inner = schema.pop("$defs", {})
+
+    def whole(part: Any) -> Any:
+        if isinstance(part, dict):
+            if "$ref" in part:
+                return whole(inner[part["$ref"].rpartition("/")[2]])
+            return {name: whole(value) for name, value in part.items()}
+        return [whole(value) for value in part] if isinstance(part, list) else part
+
+    content = {"application/json": {"schema": whole(schema)}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+SIGNED_BODY, NETWORK_BODY = _body(Envelope), _body(Bundle)
 
 
 def _to_cursor(text: str | None) -> str | None:
