@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from clients.home import Home
-from federation.errors import NotFound, UsageError
+from federation.errors import NotFound
 
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"  # as clients/tasks.py writes them
 
 
-def report(home: Home, job: str, out: Path | None = None) -> tuple[Path, dict[str, Any]]:
-    """The page's path and the report's data; `out`: a copy of the page to give away.
+def report(home: Home, job: str) -> tuple[Path, dict[str, Any]]:
+    """The page's path and the report's data.
 
     Raises NotFound for a job that did not finish here, or whose report another party has.
     """
@@ -23,11 +22,4 @@ def report(home: Home, job: str, out: Path | None = None) -> tuple[Path, dict[st
     if not page.is_file() or not data.is_file():
         todo = f"`lianmo job status {job}` says where it is; the report is with the bank"
         raise NotFound(f"there is no report of {job} here", party=home.org, todo=todo)
-    if out is not None:
-        try:
-            shutil.copyfile(page, out)
-        except OSError as error:
-            reason = (error.strerror or "error").lower()
-            raise UsageError(f"cannot write {out}: {reason}") from None
-        page = out
     return page, json.loads(data.read_text(encoding="utf-8"))

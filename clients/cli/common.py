@@ -88,12 +88,27 @@ def open_input(file: Path) -> BinaryIO:
         raise UsageError(f"cannot read {file}: {(error.strerror or 'error').lower()}") from None
 
 
-def cannot_write(file: Path, error: OSError) -> LianmoError:
-    """Of a file that the user named: the place is wrong, or its disk is full."""
-    what = f"cannot write {file}: {(error.strerror or 'error').lower()}"
-    if error.errno in DISK_FULL:
-        return Unavailable(what, todo=MAKE_ROOM)
-    return UsageError(what)
+def require_place(file: Path) -> None:
+    """A file that the user named can be written there; UsageError if not, before any work."""
+    try:
+        is_folder, has_folder = file.is_dir(), file.parent.is_dir()
+    except OSError as error:
+        raise UsageError(f"cannot write {file}: {(error.strerror or 'error').lower()}") from None
+    if is_folder:
+        raise UsageError(f"{file} is a folder", todo="name a file")
+    if not has_folder:
+        raise UsageError(f"there is no folder {file.parent}", todo="make it, or name another")
+
+
+def write_out(file: Path, content: bytes, *, is_secret: bool = False) -> None:
+    """Write a file that the user named, whole or not at all; is_secret: for this account alone.
+
+    Raises UsageError if it cannot be there, NotKept if its disk takes nothing.
+    """
+    from federation.keyring import PUBLIC_MODE, SECRET_MODE, write
+
+    require_place(file)
+    write(file, content, SECRET_MODE if is_secret else PUBLIC_MODE)
 
 
 def run(command: Callable[[], Any]) -> int:

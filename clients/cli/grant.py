@@ -18,6 +18,7 @@ from clients.cli.common import (
     read_envelope,
     say,
     table,
+    write_out,
 )
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def draft(
         lang=_choice(Language, lang),
         model=model,
     )
-    _write(out, terms.payload() + b"\n")
+    write_out(out, terms.payload() + b"\n")
     _show_terms(terms, as_json)
     say(f"wrote {out}; the enterprise reads and signs it with `lianmo grant sign {out}`")
 
@@ -132,7 +133,7 @@ def identity(out: OutFile, as_json: JsonFlag = False) -> None:
 
     home = open_home()
     envelope = grants.identity(home, _now())
-    _write(out, envelope.to_json() + b"\n")
+    write_out(out, envelope.to_json() + b"\n")
     fingerprint = envelope.unverified(SubjectCard).fingerprint()
     emit({"fingerprint": fingerprint}, as_json, fingerprint)
 
@@ -196,7 +197,7 @@ def sign(
         bundle = grants.sign_terms(terms, secret, proof, _choice(Capacity, capacity), _now())
         with opened(home.database_url) as store:
             grants.give(home, store, bundle, _now())
-    _write(out, bundle.to_json())
+    write_out(out, bundle.to_json())
     emit({"grant": bundle.digest}, as_json, bundle.digest)
     say(f"wrote {out}; give it to the bank")
 
@@ -212,7 +213,7 @@ def page(
     from clients import signing_page
 
     if out is not None:
-        _write(out, signing_page.page())
+        write_out(out, signing_page.page())
         say(f"wrote {out}; it needs no network")
         return
     signing_page.serve(port, lambda url: typer.echo(url))
@@ -305,7 +306,7 @@ def certify(
         todo = "somebody else may have made this card: ask the enterprise again"
         raise Refused("the fingerprint is another one", todo=todo)
     made = grants.certify(open_home(), envelope, _choice(Assurance, assurance), _now())
-    _write(out, made.to_json() + b"\n")
+    write_out(out, made.to_json() + b"\n")
     emit({"certificate": out.name, "assurance": assurance}, as_json)
 
 
@@ -335,7 +336,7 @@ def attest(
     from clients import grants
 
     bundle = grants.attest(open_home(), _terms(file), _now())
-    _write(out, bundle.to_json())
+    write_out(out, bundle.to_json())
     emit({"grant": bundle.digest}, as_json, bundle.digest)
 
 
@@ -422,7 +423,7 @@ def _change(word: str, grant: str, out: Path | None, as_json: bool) -> None:
     with opened(home.database_url) as store:
         bundle = grants.change(home, store, grant, Change(word), _now())
         if out is not None:
-            _write(out, bundle.to_json())
+            write_out(out, bundle.to_json())
             say(f"wrote {out}; whoever it is given to can `lianmo grant publish {out}`")
         else:
             with CoordinatorClient(home) as client:
@@ -506,17 +507,6 @@ def _choice(kind: type[Any], text: str) -> Any:
 
 def _digits(text: str) -> str:
     return "".join(c for c in text.lower() if c in "0123456789abcdef")
-
-
-def _write(out: Path, content: bytes) -> None:
-    from federation.errors import UsageError
-    from federation.keyring import write
-
-    try:
-        write(out, content)
-    except OSError as error:
-        reason = (error.strerror or "error").lower()
-        raise UsageError(f"cannot write {out}: {reason}") from None
 
 
 def _now() -> datetime:

@@ -13,7 +13,16 @@ import typer
 
 from clients.cli import replay as replays
 from clients.cli.approver import KeyFile, PassphraseFile, approval_key
-from clients.cli.common import JsonFlag, console, emit, is_terminal, open_home, say, table
+from clients.cli.common import (
+    JsonFlag,
+    console,
+    emit,
+    is_terminal,
+    open_home,
+    say,
+    table,
+    write_out,
+)
 from clients.cli.review_text import review_text
 
 if TYPE_CHECKING:
@@ -91,7 +100,7 @@ def new(
         openings=openings,
         task=task,
     )
-    target.write_text(text, encoding="utf-8")
+    write_out(target, text.encode())
     emit({"job": job, "draft": target}, as_json, f"{target} written")
     say(f"next: look through it, then `lianmo job submit {target}`")
 
@@ -351,7 +360,10 @@ def report(
     from clients import results
 
     home = open_home()
-    page, data = results.report(home, job, html)
+    page, data = results.report(home, job)
+    if html is not None:
+        write_out(html, page.read_bytes())
+        page = html
     emit(data, as_json, f"report: {page}")
 
 

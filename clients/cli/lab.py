@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clients.cli.common import JsonFlag, console, emit, is_terminal, say
+from clients.cli.common import JsonFlag, console, emit, is_terminal, require_place, say, write_out
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,10 +80,9 @@ def lab(
 ) -> None:
     """Split a table among the parties of a specification and show what a joint model gains."""
     from clients import lab as work
-    from federation.errors import UsageError
 
-    if html is not None and not html.parent.is_dir():
-        raise UsageError(f"there is no folder {html.parent}")
+    if html is not None:
+        require_place(html)
     named = {"trees": trees, "max_depth": depth, "learning_rate": rate, "max_leaves": leaves}
     named |= {"thresholds": thresholds}
     asked: dict[str, object] = {k: v for k, v in named.items() if v is not None}
@@ -109,7 +108,7 @@ def lab(
     if html is not None:
         from federation.report import render_html
 
-        html.write_text(render_html(found.report), encoding="utf-8")
+        write_out(html, render_html(found.report).encode())
         say(f"report: {html}")
     if as_json:
         emit(found.summary(), as_json=True)

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clients.cli.common import JsonFlag, cannot_write, emit, open_home, open_input, say, table
+from clients.cli.common import (
+    JsonFlag,
+    emit,
+    open_home,
+    open_input,
+    require_place,
+    say,
+    table,
+    write_out,
+)
+from clients.cli.receipt import write_receipts
 
 if TYPE_CHECKING:
     from clients.scorer import Scored, Scorer, Wanted
@@ -111,7 +121,7 @@ def draft(
         lang=Language(lang),
         model=model,
     )
-    _write(out, terms.payload() + b"\n")
+    write_out(out, terms.payload() + b"\n")
     emit({"file": out.name, "model": model, "fields": len(terms.items)}, as_json)
     say(f"wrote {out}; the enterprise reads and signs it with `lianmo grant sign {out}`")
 
@@ -131,10 +141,12 @@ def score(
 ) -> None:
     """Score an enterprise with a joint model, under its grant."""
     wanted = _wanted({"grant": grant, "applicant": applicant, "own": _pairs(given)})
+    if explain is not None:
+        require_place(explain)  # before a use is spent
     with _scorer() as scorer:
         found = scorer.score(wanted)
         if explain is not None:
-            _write(explain, scorer.page_of(found).encode())
+            write_out(explain, scorer.page_of(found).encode())
     _show(found, as_json)
 
 
@@ -210,12 +222,10 @@ def explain(
     """Write the page that explains a score to its enterprise, and the receipts behind it."""
     with _scorer(offline=True) as scorer:
         found = scorer.get(id)
-        _write(out, scorer.page_of(found).encode())
+        write_out(out, scorer.page_of(found).encode())
     files = [out.name]
     if receipts is not None:
-        for org, receipt in found.receipts.items():
-            _write(receipts / f"{org}.receipt", receipt.to_json())
-            files.append(f"{org}.receipt")
+        files += write_receipts(receipts, found.receipts)
     emit({"id": id, "files": files}, as_json)
 
 
@@ -290,16 +300,6 @@ def _show(found: Scored, as_json: bool) -> None:
 
     emit(plain(found), as_json, human)
     say(f"score {found.id}")
-
-
-def _write(file: Path, data: bytes) -> None:
-    from federation.keyring import write
-
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write(file, data)
-    except OSError as error:
-        raise cannot_write(file, error) from None
 
 
 def _now() -> datetime:

@@ -17,6 +17,7 @@ from clients.cli.common import (
     open_input,
     say,
     table,
+    write_out,
 )
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def found(
         )
     except ValidationError as error:
         raise UsageError(explain(error)) from None
-    _write(out, envelope.to_json() + b"\n")
+    write_out(out, envelope.to_json() + b"\n")
     charter = envelope.unverified(Charter)
     emit(_charter_row(charter) | {"file": out}, as_json)
     say("each other founder runs `lianmo network sign` on it, then all `lianmo network join`")
@@ -178,7 +179,7 @@ def propose(
         except ValidationError as error:
             raise UsageError(explain(error)) from None
         _sync(home, audit, offline)
-        _write_out(home, audit, out)
+        _write_outgoing(home, audit, out)
     emit([_decision_row(home, item) for item in made], as_json)
 
 
@@ -236,7 +237,7 @@ def sign(
         _confirm("Sign?", yes=yes)
         made = network.sign_decisions(home, audit, chosen, datetime.now(UTC), instead=instead)
         _sync(home, audit, offline)
-        _write_out(home, audit, out)
+        _write_outgoing(home, audit, out)
     emit([_decision_row(home, item) for item in made], as_json)
 
 
@@ -265,7 +266,7 @@ def sync(
             with CoordinatorClient(home) as client:
                 done = network.sync(home, audit, client, now)
             taken, cards = [done.taken], [card.org for card in done.cards]
-        _write_out(home, audit, out)
+        _write_outgoing(home, audit, out)
     refused = [error for one in taken for error in one.refused]
     _complain(refused)
     result = _taken_row(taken) | {"cards": cards, "refused": [str(error) for error in refused]}
@@ -362,7 +363,7 @@ def _sign_charter(home: Home, envelope: Envelope, out: Path, *, yes: bool, as_js
     say(f"{charter.network}: {charter.quorum} of {', '.join(f.org for f in charter.founders)}")
     _confirm("Sign this charter?", yes=yes)
     signed = network.sign_charter(home, envelope)
-    _write(out, signed.to_json() + b"\n")
+    write_out(out, signed.to_json() + b"\n")
     missing = len(charter.founders) - len(signed.signatures)
     emit(_charter_row(charter) | {"file": out, "missing": missing}, as_json)
     say("all founders have signed: `lianmo network join`" if not missing else "more have to sign")
@@ -392,22 +393,11 @@ def _read(file: Path) -> Bundle:
         return read_documents(stream.read(MAX_BUNDLE + 1))
 
 
-def _write(file: Path, content: bytes) -> None:
-    from federation.errors import UsageError
-    from federation.keyring import write
-
-    try:
-        write(file, content)
-    except OSError as error:
-        reason = (error.strerror or "error").lower()
-        raise UsageError(f"cannot write {file}: {reason}") from None
-
-
-def _write_out(home: Home, audit: Any, out: Path | None) -> None:
+def _write_outgoing(home: Home, audit: Any, out: Path | None) -> None:
     from clients import network
 
     if out is not None:
-        _write(out, network.outgoing(home, audit, datetime.now(UTC)).to_json())
+        write_out(out, network.outgoing(home, audit, datetime.now(UTC)).to_json())
 
 
 def _confirm(question: str, *, yes: bool) -> None:

@@ -18,6 +18,7 @@ from clients.cli.common import (
     read_envelope,
     say,
     table,
+    write_out,
 )
 
 if TYPE_CHECKING:
@@ -34,19 +35,13 @@ def card(
     as_json: JsonFlag = False,
 ) -> None:
     """Give out this organisation's card, for others to trust."""
-    from federation.keyring import write
-
     home = open_home()
     envelope = home.card()
     fingerprint = home.own().fingerprint()
     if out is None:
         click.echo(envelope.to_json())  # it is JSON, with and without --json
     else:
-        if not out.parent.is_dir():
-            from federation.errors import UsageError
-
-            raise UsageError(f"there is no folder {out.parent}", todo="make it, or name another")
-        write(out, envelope.to_json() + b"\n")
+        write_out(out, envelope.to_json() + b"\n")
         emit({"org": home.org, "file": out, "fingerprint": fingerprint}, as_json)
     say(f"tell them this fingerprint over another channel: {fingerprint}")
 

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 import typer
 
-from clients.cli.common import (
-    JsonFlag,
-    cannot_write,
-    emit,
-    open_home,
-    open_input,
-    read_envelope,
-    say,
-)
+from clients.cli.common import JsonFlag, emit, open_home, open_input, read_envelope, say, write_out
 
 if TYPE_CHECKING:
     from federation.audit import AuditEntry, Receipt, VerifiedReceipt
@@ -116,16 +109,25 @@ def read_receipt(file: Path) -> Receipt:
 
 def write_receipt(receipt: Receipt, out: Path | None, as_json: bool) -> None:
     """A receipt to a file, or to stdout, where it is JSON in any case."""
-    from federation.keyring import write
-
     if out is None:
         click.echo(receipt.to_json(), nl=False)
         return
-    try:
-        write(out, receipt.to_json())
-    except OSError as error:
-        raise cannot_write(out, error) from None
+    write_out(out, receipt.to_json())
     emit({"file": out, "org": receipt.org, "status": receipt.status}, as_json)
+
+
+def write_receipts(folder: Path, receipts: Mapping[str, Receipt]) -> list[str]:
+    """Receipts to a folder, which is made; returns their names there."""
+    from federation.keyring import not_kept
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise not_kept(folder, error) from None
+    files = {f"{name}.receipt": receipt for name, receipt in receipts.items()}
+    for name, receipt in files.items():
+        write_out(folder / name, receipt.to_json())
+    return list(files)
 
 
 def _trust(cards: list[Path] | None) -> TrustStore:

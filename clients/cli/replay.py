@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clients.cli.common import JsonFlag, emit, open_home, read_envelope, say, table
+from clients.cli.common import JsonFlag, emit, open_home, read_envelope, say, table, write_out
 
 if TYPE_CHECKING:
     from clients.bundles import Bundle
@@ -60,7 +60,7 @@ def bundle(
             opens=bundles.gate_data(home, store, _now, to or "") if is_open else None,
             to=to,
         )
-    _write(out, made)
+    write_out(out, made, is_secret=True)
     emit({"bundle": out, "bytes": len(made), "to": to}, as_json, f"{out} written")
 
 
@@ -75,7 +75,7 @@ def share(
 
     home = open_home()
     made = replay.share(home, _bundle(home, file), to, _now())
-    _write(out, made.to_json())
+    write_out(out, made.to_json(), is_secret=True)
     emit({"share": out, "to": to}, as_json, f"{out} written, sealed to {to}")
 
 
@@ -101,7 +101,7 @@ def draw(
     home = open_home()
     given = [_bundle(home, file) for file in bundles]
     made = replay.draw(home, given, [read_envelope(f) for f in shares or ()], of, part, _now())
-    _write(out, made.to_json())
+    write_out(out, made.to_json(), is_secret=True)
     said = made.unverified(replay.AuditDraw)
     result = {"draw": out, "total": said.total, "drawn": len(said.drawn)}
     emit(result, as_json, f"{out}: {len(said.drawn)} of {said.total} queries of the bank")
@@ -134,7 +134,7 @@ def replay_job(
     )
     signed = replay.signed_statement(home, statement)
     if out is not None:
-        _write(out, signed.to_json())
+        write_out(out, signed.to_json(), is_secret=True)
         emit(statement, as_json, lambda: _told(statement))
     else:
         from json import loads
@@ -169,16 +169,6 @@ def _bundle(home: Home, file: Path) -> Bundle:
     from clients import replay
 
     return replay.unpack(replay.read_file(file), home, _now())
-
-
-def _write(path: Path, content: bytes) -> None:
-    from federation.errors import UsageError
-    from federation.keyring import SECRET_MODE, write
-
-    try:
-        write(path.absolute(), content, SECRET_MODE)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {(error.strerror or 'error').lower()}") from None
 
 
 def _told(found: AuditStatement) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clients.cli import watch
-from clients.cli.common import JsonFlag, emit, open_home, open_input, say, table
+from clients.cli.common import JsonFlag, emit, open_home, open_input, say, table, write_out
 
 if TYPE_CHECKING:
     from clients.verifier import Enquiry, Wanted
@@ -131,7 +131,6 @@ def show(
     from clients.store import opened
     from clients.verifier import Verifier
     from federation.errors import NotFound
-    from federation.keyring import write
 
     home = open_home()
     with opened(home.database_url) as store:
@@ -139,7 +138,7 @@ def show(
     if receipt is not None:
         if found.receipt is None:
             raise NotFound("there is no receipt: the question was refused or not answered")
-        write(receipt, found.receipt.to_json())
+        write_out(receipt, found.receipt.to_json())
         say(f"wrote {receipt}; `lianmo receipt verify {receipt}` checks it without a network")
     _show(found, as_json)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clients.cli.common import JsonFlag, emit, open_home, say, table
+from clients.cli.receipt import write_receipts
 
 if TYPE_CHECKING:
     from clients.watcher import Watcher
@@ -83,15 +84,12 @@ def alerts(
 ) -> None:
     """Show the alerts that came, the newest first, or write out their receipts."""
     from clients.watcher import plain_alert
-    from federation.keyring import write
 
     with _watcher(offline=True) as watcher:
         digest = watcher.get(watch).digest if watch else None
         told = watcher.alerts(digest)
     if receipts is not None:
-        receipts.mkdir(parents=True, exist_ok=True)
-        for item in told:
-            write(receipts / f"{item.digest[:16]}.receipt", item.receipt.to_json())
+        write_receipts(receipts, {item.digest[:16]: item.receipt for item in told})
     found = [plain_alert(item) for item in told]
 
     def human() -> str:

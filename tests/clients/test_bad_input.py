@@ -267,6 +267,24 @@ TROUBLES = [
         *("receipt gone", no_harm, ("receipt", "verify", "{}/receipt.json"), 2),
         *("receipt.json", "no such file"),
     ),
+    # --- files to write
+    *(
+        Trouble(f"no folder for {words[0]} {words[1]}", no_harm, words, 2, "no folder", "make it")
+        for words in (
+            ("org", "card", "--out", "{}/none/card.json"),
+            ("audit", "receipt", "0", "--out", "{}/none/entry.receipt"),
+            ("grant", "page", "--out", "{}/none/page.html"),
+            ("network", "found", "Demo", "--founder", "tax", "--out", "{}/none/charter.json"),
+        )
+    ),
+    Trouble(
+        *("a folder for a card", no_harm, ("org", "card", "--out", "{}/tax"), 2),
+        *("is a folder", "name a file"),
+    ),
+    Trouble(
+        *("a name that is too long", no_harm, ("org", "card", "--out", "{}/" + "x" * 300), 2),
+        *("cannot write", "too long"),
+    ),
 ]
 
 
