@@ -28,10 +28,5 @@ class FileCheckpointBook:
         """On disk before this returns."""
         keyring.write(self._file(part), state, keyring.SECRET_MODE)
 
-    def forget(self) -> None:
-        """The job needs it no more."""
-        for file in (self._path, *self._path.parent.glob(f"{self._path.stem}.*.state")):
-            file.unlink(missing_ok=True)
-
     def _file(self, part: str) -> Path:
         return self._path.with_suffix(f".{part}.state") if part else self._path

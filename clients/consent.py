@@ -156,12 +156,6 @@ class Consents:
                 found.append((bundle.signed.unverified(GrantEvent), subject))
         return found
 
-    def event_bundles(self, grant: str) -> list[BySubject]:
-        """The same as they were signed."""
-        with self._store.reading() as session:
-            query = select(ConsentEventRow.bundle).where(ConsentEventRow.consent == grant)
-            return [BySubject.from_json(data) for data in session.scalars(query)]
-
     def missing(self, status: StatusList) -> list[str]:
         """Which of a list's events are not here."""
         with self._store.reading() as session:

@@ -742,7 +742,8 @@ class Governance:
             self._void_run(row, is_reported=is_reported)
         self._move(session, row, status, org=org, message=message)
         after_commit(session, self.publish_membership)
-        after_commit(session, lambda: self._kept(row).unlink(missing_ok=True))
+        kept = self._kept(row)  # now: after the commit the row is nobody's
+        after_commit(session, lambda: kept.unlink(missing_ok=True))
         log.info("job ended", extra={"job": row.job, "status": status})
 
     def _void_run(self, row: JobRow, *, is_reported: bool) -> None:

@@ -12,7 +12,6 @@ running statistics would be averages over customers that nobody declared.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -225,8 +224,3 @@ def _targets(
     targets = torch.from_numpy(labels.astype(np.float32))
     weights = np.where(labels > 0, float(parameters.bad_weight), 1.0).astype(np.float32)
     return targets, torch.from_numpy(weights)
-
-
-def sizes(models: Sequence[nn.Module]) -> list[int]:
-    """How many weights each network has."""
-    return [sum(item.numel() for item in model.parameters()) for model in models]
