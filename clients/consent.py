@@ -41,6 +41,7 @@ from federation.grants import (
     Change,
     Grant,
     GrantEvent,
+    Said,
     StatusList,
     UseNotice,
     VerifiedSubject,
@@ -141,8 +142,8 @@ class Consents:
             session.add(row)
             return True
 
-    def events(self, grant: str, verify: VerifyEvent) -> list[tuple[GrantEvent, str | None]]:
-        """What was said on a grant, and by whom (None: the platform)."""
+    def events(self, grant: str, verify: VerifyEvent) -> list[Said]:
+        """What was said on a grant, and by whom."""
         with self._store.reading() as session:
             query = select(ConsentEventRow).where(ConsentEventRow.consent == grant)
             rows = [
@@ -153,7 +154,7 @@ class Consents:
         for bundle, known in rows:
             subject = _signer(bundle, verify) if known == UNPROVEN else known
             if subject != UNPROVEN:
-                found.append((bundle.signed.unverified(GrantEvent), subject))
+                found.append(bundle.said(subject))
         return found
 
     def missing(self, status: StatusList) -> list[str]:

@@ -29,6 +29,7 @@ from federation.catalogue import Assurance, Dataset, Question
 from federation.envelope import Envelope, parse, sign
 from federation.errors import IntegrityError, LianmoError, NotFound, Refused, UsageError
 from federation.grants import (
+    LAST_EVENT,
     SERVES,
     BySubject,
     Capacity,
@@ -48,6 +49,7 @@ from federation.grants import (
     Terms,
     Use,
     UseNotice,
+    heard,
     notice_digest,
     require_grant,
     state_of,
@@ -308,11 +310,13 @@ def change(
     consents = Consents(store)
     stored = consents.get(digest)
     verify = verifier(home, now)
-    numbers = [event.number for event, _ in consents.events(stored.digest, verify)]
+    own = heard(stored.grant, consents.events(stored.digest, verify), ())
+    last = max((event.number for event in own), default=0)
     event = GrantEvent(
         grant=stored.digest,
         change=wanted,
-        number=max(numbers, default=0) + 1,
+        # a thief of the key must not keep its owner from revoking
+        number=min(last + 1, LAST_EVENT),
         created=utc_text(now),
         effective=utc_text(effective or now),
     )
@@ -437,9 +441,7 @@ def state(home: Home, store: Store, digest: str, now: datetime) -> State:
     consents = Consents(store)
     stored = consents.get(digest)
     grant = stored.grant
-    events = [
-        event
-        for event, subject in consents.events(stored.digest, verifier(home, now))
-        if subject == grant.subject or (subject is None and grant.assurance is Assurance.A1)
-    ]
+    listed = consents.status()
+    said = consents.events(stored.digest, verifier(home, now))
+    events = heard(grant, said, listed.certificates if listed else ())
     return state_of(grant, events, now, uses=stored.uses)

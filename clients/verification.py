@@ -29,7 +29,7 @@ from clients.gate import Gate
 from clients.home import Home
 from clients.store import Store
 from clients.verification_settings import VerificationSettings
-from federation import enquiry, sealing
+from federation import enquiry, grants, sealing
 from federation.audit import Action, AuditEntry, Check, Reason, Result
 from federation.catalogue import CATALOGUE_USAGE, Dataset, Question
 from federation.enquiry import BIT, Answered, Comparison, Told
@@ -238,7 +238,7 @@ class Facts:
             return None
         return known[1] if known[0] == stored.digest else None
 
-    def events(self, grant: str) -> Sequence[tuple[GrantEvent, str | None]]:
+    def events(self, grant: str) -> Sequence[grants.Said]:
         """What was said since, and by whom."""
         trust, now = self._home.trust(), self._now()
         issuers = self._settings.policy(self._home.org, trust).issuers

@@ -17,7 +17,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -56,6 +56,7 @@ from federation.trust import CLOCK_SKEW, TrustStore
 GRANT_LIFE = timedelta(days=90)
 CERTIFICATE_LIFE = timedelta(days=366)
 MAX_FILE = 1 << 17
+LAST_EVENT = (1 << 31) - 1
 MAX_LISTED = 14_000  # entries of each sort: together below the 1 MiB of a signed object
 
 Nonce = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
@@ -208,7 +209,7 @@ class GrantEvent(SignedObject):
 
     grant: Digest
     change: Change
-    number: Annotated[int, Field(ge=1, lt=1 << 31)]
+    number: Annotated[int, Field(ge=1, le=LAST_EVENT)]
     created: Time
     effective: Time
 
@@ -217,6 +218,16 @@ class GrantEvent(SignedObject):
         if utc_time(self.effective) < utc_time(self.created):
             raise ValueError("an event takes effect when it was made, or later")
         return self
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An event, and whose word it proved to be when it came in."""
+
+    event: GrantEvent
+    subject: str | None  # None: the platform
+    assurance: Assurance
+    certificate: str | None  # its digest
 
 
 class State(StrEnum):
@@ -228,6 +239,26 @@ class State(StrEnum):
     REVOKED = "revoked"
     EXPIRED = "expired"
     EXHAUSTED = "exhausted"
+
+
+def heard(grant: Grant, said: Iterable[Said], revoked: Collection[str]) -> list[GrantEvent]:
+    """Of what was said on a grant, what counts: the subject's own word, for A1 the platform's.
+
+    A resumption opens what was closed, so it needs a proof as strong as the grant's, and one that
+    nobody took back: a weaker issuer could make itself a key of any enterprise's, and a thief keeps
+    the old one. Whoever pauses or revokes may be weaker. revoked: a status list's certificates.
+    """
+    return [
+        one.event
+        for one in said
+        if (one.subject == grant.subject)
+        or (one.subject is None and grant.assurance is Assurance.A1)
+        if one.event.change is not Change.RESUME
+        or (
+            one.assurance.suffices(grant.assurance)
+            and (one.certificate is None or one.certificate[:32] not in revoked)
+        )
+    ]
 
 
 def state_of(grant: Grant, events: Iterable[GrantEvent], now: datetime, *, uses: int = 0) -> State:
@@ -354,6 +385,14 @@ class BySubject(Part):
     def digest(self) -> str:
         """Of what is signed."""
         return hashlib.sha256(self.signed.payload).hexdigest()
+
+    def said(self, subject: str | None) -> Said:
+        """The event in it, by whom it proved to be; IntegrityError if it is none."""
+        event = self.signed.unverified(GrantEvent)
+        if self.certificate is None:
+            return Said(event, subject, Assurance.A1, None)
+        word = self.certificate.unverified(SubjectCertificate)
+        return Said(event, subject, word.assurance, word.digest())
 
     def to_json(self) -> bytes:
         """The bytes of the file."""

@@ -32,12 +32,13 @@ from federation.grants import (
     BySubject,
     Channel,
     Grant,
-    GrantEvent,
     GrantItem,
     Nonce,
+    Said,
     State,
     StatusList,
     VerifiedSubject,
+    heard,
     state_of,
 )
 from federation.objects import (
@@ -253,9 +254,8 @@ class Facts(Protocol):
     def entry(self, dataset: str) -> Dataset | None:
         """The own catalogue entry in force."""
 
-    def events(self, grant: str) -> Sequence[tuple[GrantEvent, str | None]]:
-        """What was said since, with the subject who did (None: the platform); verified when it
-        came in."""
+    def events(self, grant: str) -> Sequence[Said]:
+        """What was said since; verified when it came in."""
 
     def status(self) -> StatusList | None:
         """The newest status list, verified when it came in."""
@@ -384,11 +384,7 @@ def require_in_force(
     if consent.certificate is not None and consent.certificate[:32] in status.certificates:
         what = "the certificate of the subject's key is revoked"
         raise Denied(Check.IN_FORCE, Reason.REVOKED, what)
-    events = [
-        event
-        for event, subject in facts.events(consent.digest)
-        if subject == grant.subject or (subject is None and grant.assurance is Assurance.A1)
-    ]
+    events = heard(grant, facts.events(consent.digest), status.certificates)
     # uses are counted and debited together, at 11
     state = state_of(grant, events, now)
     if state is not State.ACTIVE:

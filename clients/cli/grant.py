@@ -375,7 +375,7 @@ def show(grant: GrantId, as_json: JsonFlag = False) -> None:
         consents = Consents(store)
         stored = consents.get(grant)
         row = _row(home, store, stored.digest)
-        events = [event for event, _ in consents.events(stored.digest, verifier(home, _now()))]
+        events = [said.event for said in consents.events(stored.digest, verifier(home, _now()))]
     content = stored.grant
 
     def human() -> str:

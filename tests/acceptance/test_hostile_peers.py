@@ -5,6 +5,7 @@ not show the firm another thing than it opens, and an earlier answer not make a 
 from __future__ import annotations
 
 import base64
+import hashlib
 import tracemalloc
 from datetime import timedelta
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from clients import grants
+from clients.consent import Consents
 from clients.lookup import Lookup, OneValue
 from clients.verification import Parcel
 from federation.audit import Check, Reason
@@ -19,10 +22,17 @@ from federation.catalogue import Assurance
 from federation.enquiry import Answered
 from federation.envelope import Envelope, sign
 from federation.errors import IntegrityError
-from federation.grants import SubjectCard, SubjectCertificate
+from federation.grants import (
+    LAST_EVENT,
+    BySubject,
+    Change,
+    GrantEvent,
+    SubjectCard,
+    SubjectCertificate,
+)
 from federation.identity import USAGES, PrivateKey, card_signers, key_id
 from federation.objects import KeyRecord, OrgKind, Usage, utc_text
-from tests.acceptance.consent import NOW, Firm, World
+from tests.acceptance.consent import FIRM, NOW, OTHER_FIRM, Firm, World
 from tests.clients.persons import request_of
 
 FIRST_YEAR = {"not_before": "0001-01-01T00:00:00Z", "not_after": "0001-12-31T00:00:00Z"}
@@ -142,3 +152,58 @@ def test_a_threshold_with_an_exponent_takes_no_memory(world: World) -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1 << 20  # written out these have 100 million digits
+
+
+# --- words on grants ------------------------------------------------------------------------------
+
+
+def said_by(world: World, firm: Firm, grant: BySubject, change: Change, number: int) -> None:
+    """The status list names it, the provider has it."""
+    honest, world.firm = world.firm, firm
+    world.change(grant, change, number)
+    world.firm = honest
+    world.refresh()
+
+
+def is_paused(world: World, grant: BySubject) -> bool:
+    assert world.ask(grant).result is Answered.REFUSED
+    last = world.refusals()[-1]
+    return (last.check, last.reason) == (Check.IN_FORCE, Reason.PAUSED)
+
+
+def test_a_platform_that_certifies_itself_a_key_of_the_firm_ends_no_pause(world: World) -> None:
+    grant = world.grant()
+    said_by(world, world.firm, grant, Change.PAUSE, 1)
+    forged = Firm(FIRM).certified_by(world.homes["platform"], Assurance.A2)
+    said_by(world, forged, grant, Change.RESUME, 2)
+    assert is_paused(world, grant)
+    said_by(world, world.firm, grant, Change.RESUME, 3)
+    assert world.ask(grant).result is Answered.MATCH
+
+
+def test_a_stolen_key_whose_certificate_was_taken_back_ends_no_pause(world: World) -> None:
+    stolen = Firm(FIRM).certified_by(world.homes["licence"], Assurance.A3)
+    grant = world.grant()
+    said_by(world, world.firm, grant, Change.PAUSE, 1)
+    world.uncertified = [hashlib.sha256(stolen.certificate.payload).hexdigest()[:32]]
+    said_by(world, stolen, grant, Change.RESUME, 2)
+    assert is_paused(world, grant)
+
+
+def test_a_weaker_proof_is_enough_to_stop(world: World) -> None:
+    officer = Firm(FIRM).certified_by(world.homes["platform"], Assurance.A2)
+    grant = world.grant()
+    said_by(world, officer, grant, Change.PAUSE, 1)
+    assert is_paused(world, grant)
+
+
+def test_no_event_of_others_keeps_a_firm_from_revoking(world: World) -> None:
+    grant, tax = world.grant(), world.homes["platform"]
+    store = world.stores["bank-a"]
+    grants.give(tax, store, grant, world.now)
+    other = Firm(OTHER_FIRM).certified_by(world.homes["licence"], Assurance.A3)
+    said_by(world, other, grant, Change.RESUME, LAST_EVENT)
+    for event in world.events:
+        Consents(store).put_event(event, grants.verifier(tax, world.now), world.now)
+    made = grants.change(tax, store, grant.digest, Change.PAUSE, world.now)
+    assert made.signed.unverified(GrantEvent).number == 1
