@@ -26,7 +26,9 @@ OVERHEAD = KEY_BYTES + 32 + 16  # key id, encapsulated key, tag
 MAX_SEALED = 256 * STEP
 
 ASK, ANSWER, USE = "ask", "answer", "use"  # kinds
-LEAST = {ASK: 12 * STEP, ANSWER: 8 * STEP, USE: 8 * STEP}  # what is usual fits, nothing is smaller
+RECEIPTS, PROOFS = "receipts", "proofs"
+# what is usual fits, nothing is smaller
+LEAST = {ASK: 12 * STEP, ANSWER: 8 * STEP, USE: 8 * STEP, RECEIPTS: 4 * STEP, PROOFS: 52 * STEP}
 
 
 def seal(kind: str, content: bytes, *, sender: str, recipient: bytes) -> bytes:
@@ -39,6 +41,11 @@ def seal(kind: str, content: bytes, *, sender: str, recipient: bytes) -> bytes:
     public = X25519PublicKey.from_public_bytes(recipient[-32:])
     sealed = SUITE.encrypt(framed.ljust(size, b"\0"), public, info=_info(kind, sender, name))
     return bytes.fromhex(name) + sealed
+
+
+def is_receipts(sealed: bytes) -> bool:
+    """Whether a frame asks for receipts: it has their size, which no question has."""
+    return len(sealed) == LEAST[RECEIPTS] + OVERHEAD
 
 
 def unseal(kind: str, sealed: bytes, *, sender: str, key: PrivateKey) -> bytes:
