@@ -382,6 +382,21 @@ class AuditLog:
             self._read_on()
             return self._cosigned(-1)
 
+    def tree(self) -> merkle.Tree:
+        """The tree of what is committed by now, as this object goes on with it.
+
+        Takes no lock, so no answer waits for it: what is committed stays.
+        """
+        self._read_on()
+        return self._tree
+
+    def under_witnesses(self) -> tuple[merkle.SignedCheckpoint, str] | None:
+        """The newest cosigned checkpoint, of the very `tree()`, and the id of the log key that
+        signed it; None while there is none. Takes no lock either."""
+        self._read_on()
+        signed = self._cosigned(-1)
+        return None if signed is None else (signed, self._key_id(signed))
+
     def _cosigned(self, seq: int) -> merkle.SignedCheckpoint | None:
         """A cosigned checkpoint over the entry, of this very tree."""
         note = OwnCheckpoint(self._store).state().note

@@ -200,12 +200,19 @@ class Consents:
                 self._status = key, Envelope.from_json(found.envelope).unverified(StatusList)
         return self._status[1]
 
+    def use(self, digest: str) -> UseNotice | None:
+        """A provider's receipt of a use, as it is kept."""
+        with self._store.reading() as session:
+            row = session.get(UseRow, digest)
+            return None if row is None else UseNotice.model_validate_json(row.notice)
+
     def put_use(self, digest: str, grant: str, notice: UseNotice, now: datetime) -> bool:
-        """Keep a provider's receipt of a use; whether it was new."""
+        """Keep a provider's receipt of a use, over the one that there was; whether it was new."""
         with self._store.writing(UseRow) as session:
-            if session.get(UseRow, digest) is not None:
-                return False
             data = notice.model_dump_json(by_alias=True).encode()
+            if (row := session.get(UseRow, digest)) is not None:
+                row.notice = data
+                return False
             row = UseRow(digest=digest, consent=grant, notice=data, added=utc_text(now))
             session.add(row)
             return True

@@ -23,8 +23,9 @@ from clients.coordinator_client import CoordinatorClient
 from clients.home import Home, explain
 from clients.store import Store
 from clients.verification_settings import VerificationSettings
+from clients.witness_book import WitnessBook
 from federation import sealing
-from federation.audit import verify_receipt
+from federation.audit import require_one_history, verify_receipt
 from federation.catalogue import Assurance, Dataset, Question
 from federation.envelope import Envelope, parse, sign
 from federation.errors import IntegrityError, LianmoError, NotFound, Refused, UsageError
@@ -352,7 +353,8 @@ def history(home: Home, store: Store, client: CoordinatorClient | None, now: dat
                 continue
             use = notice.use.unverified(Use)
             digest = use.digest()
-            fresh += consents.put_use(digest, use.grant, notice, now)
+            if _goes_on(home, store, consents.use(digest), notice, now):
+                fresh += consents.put_use(digest, use.grant, notice, now)
         if not page:
             break
     return fresh
@@ -362,10 +364,37 @@ def read_notice(home: Home, content: bytes, now: datetime) -> UseNotice:
     """A provider's receipt of a use, if provider, log and answer fit together."""
     notice = UseNotice.from_bytes(content)
     use = home.trust().verify(notice.use, Use, Usage.ANSWER, now).object
-    proven = verify_receipt(notice.receipt, home.trust())
-    if proven.org != use.org or proven.entry.object != use.answer:
+    receipt = notice.receipt
+    try:
+        proven = verify_receipt(receipt, home.trust())
+    except Refused:  # an enterprise need not know the witnesses' cards: then it is as one without
+        receipt = receipt.model_copy(update={"status": "uncosigned"})
+        proven = verify_receipt(receipt, home.trust())
+    if (proven.org, proven.entry.object, proven.entry.job) != (use.org, use.answer, use.grant):
         raise IntegrityError("the receipt is of another answer", party=use.org)
-    return notice
+    return notice.model_copy(update={"receipt": receipt})
+
+
+def _goes_on(
+    home: Home, store: Store, known: UseNotice | None, notice: UseNotice, now: datetime
+) -> bool:
+    """Whether a verified notice is to be kept: of a new use, or cosigned where ours is not.
+
+    One of another history than the one that is here is kept as evidence, and not in its place.
+    """
+    if known is None:
+        return True
+    ours, theirs = known.receipt, notice.receipt
+    if (ours.status, theirs.status) != ("uncosigned", "cosigned"):
+        return False
+    trust = home.trust()
+    try:
+        require_one_history([verify_receipt(ours, trust), verify_receipt(theirs, trust)])
+    except IntegrityError:
+        note, signed = ours.tlog_proof().signed.to_text(), theirs.tlog_proof().signed
+        WitnessBook(store).accuse(note, signed, trust.card(theirs.org), now)
+        return False
+    return True
 
 
 # --- the issuer -----------------------------------------------------------------------------------

@@ -12,29 +12,33 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import queue
 import resource
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from clients import grants
+from clients.completing import Completing
 from clients.coordinator_client import CoordinatorClient
 from clients.gate import Gate
 from clients.home import Home
+from clients.receipt_desk import ReceiptDesk
 from clients.services import services
 from clients.store import Store
-from clients.verification import Notice, Parcel, Provider
+from clients.use_notices import UseNotices
+from clients.verification import Parcel, Provider
 from clients.verification_settings import VerificationSettings
 from clients.verifier import Verifier
 from clients.watcher import Watcher
 from clients.watching import Watchman
 from clients.witnessed import Witnessed
-from federation import logs
-from federation.consent_api import NoticeBody, Outbox, ParcelEntry, ReplyEntry
+from federation import logs, sealing
+from federation.consent_api import Outbox, ParcelEntry, ReplyEntry
 from federation.errors import LianmoError, Unavailable
 from federation.identity import USAGES
 from federation.objects import Usage
@@ -43,24 +47,32 @@ log = logging.getLogger("lianmo.live")
 
 WAIT_S = 20.0
 FORGET_EVERY_S = 3600.0
+NOTICES_EVERY_S = 1.0
+RECEIPTS_WAITING = 64  # frames
+RECEIPTS_REST = 4  # times as long as the work
 AGAIN_S = (0.2, 5.0)  # pause after a failure, first and longest
 
 
 class Answers(Protocol):
     """Turns sealed frames into sealed replies: `Provider`, or a bank's `Watcher`."""
 
-    def answer(self, parcels: Sequence[Parcel]) -> tuple[list[bytes], list[Notice]]:
-        """The replies in the order of the frames, empty where there is none; and receipts."""
+    def answer(self, parcels: Sequence[Parcel]) -> list[bytes]:
+        """The replies in the order of the frames, empty where there is none."""
 
 
 class AnswerLine:
     """Takes sealed questions from the coordinator and brings the answers back, until stopped."""
 
     def __init__(
-        self, provider: Answers, client: CoordinatorClient, *, time_class_s: float
+        self,
+        provider: Answers,
+        client: CoordinatorClient,
+        *,
+        time_class_s: float,
+        receipts: ReceiptLine | None = None,
     ) -> None:
         self._provider, self._client, self._time_class_s = provider, client, time_class_s
-        self._stopped = threading.Event()
+        self._receipts, self._stopped = receipts, threading.Event()
 
     def stop(self) -> None:
         """Take no more; `run` returns when the poll that is held ends."""
@@ -89,21 +101,88 @@ class AnswerLine:
     def _serve(self, taken: Sequence[ParcelEntry]) -> list[ParcelEntry]:
         """Answer what was taken; what waits by then."""
         began = time.monotonic()
+        if self._receipts is not None:
+            for item in taken:
+                if sealing.is_receipts(item.sealed):
+                    self._receipts.put(item)
+            taken = [item for item in taken if not sealing.is_receipts(item.sealed)]
+        if not taken:
+            return []
         parcels = [Parcel(item.sender, item.sealed) for item in taken]
-        replies, notices = self._provider.answer(parcels)
+        replies = self._provider.answer(parcels)
         entries = tuple(
             ReplyEntry(id=item.id, sealed=sealed)
             for item, sealed in zip(taken, replies, strict=True)
             if sealed
         )
-        body = Outbox(items=entries, notices=_bodies(notices))
+        body = Outbox(items=entries)
         elapsed = time.monotonic() - began
         time.sleep(-elapsed % self._time_class_s)
         return list(self._client.reply_sealed(body).items)
 
 
-def _bodies(notices: Sequence[Notice]) -> tuple[NoticeBody, ...]:
-    return tuple(NoticeBody(mailbox=item.mailbox, sealed=item.sealed) for item in notices)
+class ReceiptLine:
+    """Completes receipts beside the answers, at most a fifth of the time, so that whoever asks for
+    many of them delays nobody's answer."""
+
+    def __init__(
+        self, desk: ReceiptDesk, client: CoordinatorClient, *, time_class_s: float
+    ) -> None:
+        self._desk, self._client, self._time_class_s = desk, client, time_class_s
+        self._waiting = queue.Queue[ParcelEntry | None](RECEIPTS_WAITING)
+
+    def put(self, item: ParcelEntry) -> None:
+        """A frame that asks for receipts; beyond what can wait it is dropped, and asked again."""
+        with contextlib.suppress(queue.Full):
+            self._waiting.put_nowait(item)
+
+    def stop(self) -> None:
+        """Serve no more; without waiting for those that do."""
+        with contextlib.suppress(queue.Full):
+            self._waiting.put_nowait(None)
+
+    def run(self) -> None:
+        """Serve until `stop`."""
+        while (item := self._waiting.get()) is not None:
+            began = time.monotonic()
+            try:
+                self._serve(item, began)
+            except LianmoError as error:
+                log.warning("receipts not given", extra={"reason": str(error)})
+            except Exception:
+                # one frame must not end the service of all that come after it
+                log.exception("receipts not given")
+            time.sleep(RECEIPTS_REST * (time.monotonic() - began))
+
+    def _serve(self, item: ParcelEntry, began: float) -> None:
+        sealed = self._desk.answer(Parcel(item.sender, item.sealed))
+        time.sleep(-(time.monotonic() - began) % self._time_class_s)
+        if sealed:
+            entry = ReplyEntry(id=item.id, sealed=sealed)
+            self._client.reply_sealed(Outbox(items=(entry,)), take=False)
+
+
+class Repeated:
+    """Does something every so often, until stopped."""
+
+    def __init__(self, what: str, once: Callable[[], object], every_s: float) -> None:
+        self._what, self._once, self._every_s = what, once, every_s
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Do it no more."""
+        self._stopped.set()
+
+    def run(self) -> None:
+        """Do it until `stop`; what fails is tried again the next time."""
+        while not self._stopped.wait(self._every_s):
+            try:
+                self._once()
+            except LianmoError as error:
+                log.warning("not done", extra={"what": self._what, "reason": str(error)})
+            except Exception:
+                # one time must not end all that come after it
+                log.exception("not done", extra={"what": self._what})
 
 
 class Follower:
@@ -138,32 +217,6 @@ class Follower:
         self._next_forgetting = time.monotonic() + FORGET_EVERY_S
         if count := Verifier(self._home, self._store, self._client, _now).forget_old():
             log.info("answers forgotten", extra={"count": count})
-
-
-class WatchLine:
-    """Looks at watched values when data were refreshed, and brings the alerts to their banks."""
-
-    def __init__(
-        self, watchman: Watchman, ready: Callable[[datetime], None], every_s: float
-    ) -> None:
-        self._watchman, self._ready, self._every_s = watchman, ready, every_s
-        self._stopped = threading.Event()
-
-    def stop(self) -> None:
-        """Look no more."""
-        self._stopped.set()
-
-    def run(self) -> None:
-        """Look until `stop`."""
-        while not self._stopped.wait(self._every_s):
-            try:
-                self._ready(_now())
-                self._watchman.round()
-            except LianmoError as error:
-                log.warning("watches not looked at", extra={"reason": str(error)})
-            except Exception:
-                # one round must not end all that come after it
-                log.exception("watches not looked at")
 
 
 # --- the process ----------------------------------------------------------------------------------
@@ -239,9 +292,7 @@ def serve(home: Home, until: Callable[[], None]) -> None:
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(contextlib.closing(Store.open(home.database_url)))
         client = stack.enter_context(CoordinatorClient(home, retry_s=1.0))
-        follower = Follower(home, store, client, settings.status_every_s)
-        stack.callback(follower.stop)
-        threading.Thread(target=follower.run, name="status", daemon=True).start()
+        _begin(stack, "status", Follower(home, store, client, settings.status_every_s))
         if Usage.ANSWER in usages:
             gate = Gate(home, store, _now)
             provider = Provider(
@@ -252,23 +303,51 @@ def serve(home: Home, until: Callable[[], None]) -> None:
                 services=services(home, store, gate, _now),
                 ready=Witnessed(home, store).require,
             )
-            line = AnswerLine(provider, client, time_class_s=settings.time_class_ms / 1000)
-            stack.callback(line.stop)
-            threading.Thread(target=line.run, name="answers", daemon=True).start()
+            time_class_s = settings.time_class_ms / 1000
+            desk = ReceiptDesk(home, store, _now)
+            receipts = ReceiptLine(desk, client, time_class_s=time_class_s)
+            _begin(stack, "receipts", receipts)
+            line = AnswerLine(provider, client, time_class_s=time_class_s, receipts=receipts)
+            _begin(stack, "answers", line)
+            wait = timedelta(seconds=settings.notice_wait_s)
+            notices = UseNotices(home, store, client, _now, wait)
+            _begin(stack, "notices", Repeated("notices", notices.round, NOTICES_EVERY_S))
+            ready = Witnessed(home, store).require
             watchman = Watchman(home, store, gate, client, _now)
-            watch = WatchLine(watchman, Witnessed(home, store).require, settings.watch_every_s)
-            stack.callback(watch.stop)
-            threading.Thread(target=watch.run, name="watches", daemon=True).start()
+
+            def watch() -> None:
+                ready(_now())
+                watchman.round()
+
+            _begin(stack, "watches", Repeated("watches", watch, settings.watch_every_s))
         elif Usage.REQUEST in usages:  # alerts come the way that questions go
             taker = Watcher(home, store, client, _now)
             line = AnswerLine(taker, client, time_class_s=settings.time_class_ms / 1000)
-            stack.callback(line.stop)
-            threading.Thread(target=line.run, name="alerts", daemon=True).start()
+            _begin(stack, "alerts", line)
         if Usage.REQUEST in usages:
             from clients.local_api import serving
 
+            every_s = settings.receipts_every_s
+            completing = Completing(home, store, client, _now, after_s=every_s)
+            _begin(stack, "completing", Repeated("receipts", completing.round, every_s))
             stack.enter_context(serving(home, store, client, settings))
         until()
+
+
+class _Line(Protocol):
+    """Something that a thread does until it is stopped."""
+
+    def run(self) -> None:
+        """Serve until `stop`."""
+
+    def stop(self) -> None:
+        """Serve no more."""
+
+
+def _begin(stack: contextlib.ExitStack, name: str, line: _Line) -> None:
+    """In a thread of its own, for as long as the stack is open."""
+    stack.callback(line.stop)
+    threading.Thread(target=line.run, name=name, daemon=True).start()
 
 
 def _now() -> datetime:

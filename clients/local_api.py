@@ -23,7 +23,7 @@ from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request
@@ -107,6 +107,7 @@ class VerificationEntry(Body):
     answer: Digest | None = None
     log: str | None = None
     entry: int | None = None
+    receipt: Literal["cosigned", "uncosigned"] | None = None  # its state: GET .../receipt has it
 
     @classmethod
     def of(cls, enquiry: Enquiry) -> VerificationEntry:

@@ -19,6 +19,7 @@ from sqlalchemy import select
 
 from clients import models
 from clients.audit import AuditLog
+from clients.completing import due_from
 from clients.consent import Consents, StoredGrant
 from clients.gate import Gate
 from clients.grants import Wanted as GrantWanted
@@ -290,6 +291,8 @@ class Scorer:
         with self._store.writing(ScoreRow) as session:
             row = session.scalars(select(ScoreRow).where(ScoreRow.id == name)).one()
             row.answers, row.score, row.points = kept, signed.to_json(), score.points
+            given = {org: reply.receipt for org, (_, reply) in answers.items() if reply.receipt}
+            row.due_from = due_from(given)
             session.flush()
             return _scored(row)
 

@@ -57,7 +57,7 @@ from protocols.books import BatchId, StoredAnswer, TokenId
 from protocols.errors import ProtocolError
 from protocols.row_key_books import REFUSALS_MAX, Attempt, StoredReply
 
-HEAD = "0010"  # the newest migration; a test holds it to the scripts
+HEAD = "0011"  # the newest migration; a test holds it to the scripts
 BUSY_TIMEOUT_S = 30  # how long a command waits for another one's transaction
 
 # --- model ----------------------------------------------------------------------------------------
@@ -348,6 +348,16 @@ class UseRow(Base):
     added: Mapped[str] = mapped_column(String(32))
 
 
+class UseOutboxRow(Base):
+    """A use that its subject has not been told of with a cosigned receipt yet."""
+
+    __tablename__ = "use_outbox"
+
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    said: Mapped[dict[str, Any]] = mapped_column(JSON)  # of `Use`, what the entry does not say
+    sent: Mapped[str | None] = mapped_column(String(32))  # with a receipt that is not cosigned
+
+
 class EnquiryRow(Base):
     """A question that this home, as verifier, has put, and what came back."""
 
@@ -363,6 +373,8 @@ class EnquiryRow(Base):
     answer: Mapped[bytes | None] = mapped_column(LargeBinary)  # the signed answer
     receipt: Mapped[bytes | None] = mapped_column(LargeBinary)
     result: Mapped[str | None] = mapped_column(String(16))  # None: none came
+    # whose cosigned receipt is still to come
+    due_from: Mapped[str | None] = mapped_column(String(64), index=True)
 
 
 class ScoreRow(Base):
@@ -382,6 +394,7 @@ class ScoreRow(Base):
     answers: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # signed, with their receipts
     score: Mapped[bytes | None] = mapped_column(LargeBinary)  # signed
     points: Mapped[int | None]
+    due_from: Mapped[str | None] = mapped_column(String(64), index=True)  # as of a question
 
 
 class WatchRow(Base):
@@ -410,6 +423,7 @@ class AlertRow(Base):
     notice: Mapped[bytes] = mapped_column(LargeBinary)
     created: Mapped[str] = mapped_column(String(32), index=True)
     taken: Mapped[str | None] = mapped_column(String(32))  # by the bank
+    due_from: Mapped[str | None] = mapped_column(String(64), index=True)  # at the bank, the same
 
 
 class IdempotencyRow(Base):

@@ -28,6 +28,7 @@ from clients.consent import MET, Consents, Debits, Leak
 from clients.gate import Gate
 from clients.home import Home
 from clients.store import Store
+from clients.use_notices import UseOutbox
 from clients.verification_settings import VerificationSettings
 from federation import enquiry, grants, sealing
 from federation.audit import Action, AuditEntry, Check, Reason, Result
@@ -35,7 +36,7 @@ from federation.catalogue import CATALOGUE_USAGE, Dataset, Question
 from federation.enquiry import BIT, Answered, Comparison, Told
 from federation.envelope import Envelope, payload_type, sign
 from federation.errors import LianmoError, Refused
-from federation.grants import GrantEvent, StatusList, Use, UseNotice, verify_by_subject
+from federation.grants import GrantEvent, StatusList, verify_by_subject
 from federation.identity import PrivateKey
 from federation.normalise import normalise
 from federation.objects import Usage, utc_text, utc_time
@@ -65,14 +66,6 @@ class Parcel:
     """A sealed frame, and who the relay says has sent it."""
 
     sender: str
-    sealed: bytes = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """A sealed receipt for the subject, under its own key's id."""
-
-    mailbox: str
     sealed: bytes = field(repr=False)
 
 
@@ -291,6 +284,7 @@ class Provider:
         self._audit = AuditLog(home, store)
         self._facts = Facts(home, store, now)
         self._consents, self._debits = Consents(store), Debits(store)
+        self._uses = UseOutbox(store)
         own: dict[str, Service[Any]] = {
             payload_type(VerificationRequest): Enquiries(store, gate),
         }
@@ -302,7 +296,7 @@ class Provider:
         self._policy = hashlib.sha256(rfc8785.dumps(rules)).hexdigest()
         self._rates = Rates(self._settings.verifier_per_minute, self._settings.subject_per_hour)
 
-    def answer(self, parcels: Sequence[Parcel]) -> tuple[list[bytes], list[Notice]]:
+    def answer(self, parcels: Sequence[Parcel]) -> list[bytes]:
         """The sealed replies, in the order of the frames; an empty one where nobody can read it.
 
         Nothing is raised for what a frame holds; LianmoError where this node cannot answer at all.
@@ -325,13 +319,7 @@ class Provider:
         answered = [work for work in works if work.outcome is not None and work.entry is not None]
         proofs = self._audit.receipts([work.entry for work in answered if work.entry])
         receipts = {id(work): proof for work, proof in zip(answered, proofs, strict=True)}
-        replies, notices = [], []
-        for work in works:
-            receipt = receipts.get(id(work))
-            replies.append(self._seal(work, receipt))
-            if receipt is not None and (notice := self._notice(work, receipt, now)) is not None:
-                notices.append(notice)
-        return replies, notices
+        return [self._seal(work, receipts.get(id(work))) for work in works]
 
     def _refresh_keys(self, trust: TrustStore) -> None:
         """Read the own keys again when a card has changed: the own one is among them."""
@@ -544,6 +532,9 @@ class Provider:
             job=work.asked.grant_digest,
             attempt=work.intents[0],
         )
+        if work.asked.consent.encrypt is not None:
+            place, result = work.asked.places[0].item, work.outcome.result.value
+            self._uses.put(work.entry.seq, work.asked.request, work.asked.digest, place, result)
         for debit, told in zip(work.debits, work.outcome.told, strict=True):
             if told is not None:
                 leak = self._debits.leak(debit.scope, debit.snapshot)
@@ -573,33 +564,6 @@ class Provider:
         return sealing.seal(
             sealing.ANSWER, reply.to_bytes(), sender=self._home.org, recipient=work.reply_key
         )
-
-    def _notice(self, work: _Work, receipt: Any, now: datetime) -> Notice | None:
-        """The subject's receipt, sealed to the key in its own card."""
-        asked, answer = work.asked, work.answer
-        if asked is None or answer is None or asked.consent.encrypt is None:
-            return None
-        request, place = asked.request, asked.places[0]
-        use = Use(
-            org=self._home.org,
-            created=utc_text(now),
-            grant=asked.grant_digest,
-            request=asked.digest,
-            answer=hashlib.sha256(answer.payload).hexdigest(),
-            verifier=request.verifier,
-            purpose=request.purpose,
-            channel=request.channel,
-            dataset=place.entry.name,
-            field=place.offered.name,
-            op=getattr(request, "op", None),
-            period=getattr(request, "period", None),
-            result=work.outcome.result.value if work.outcome else "",
-        )
-        notice = UseNotice(use=sign(use, self._keys[Usage.ANSWER]), receipt=receipt)
-        content = rfc8785.dumps(notice.model_dump(mode="json", by_alias=True))
-        key = asked.consent.encrypt
-        sealed = sealing.seal(sealing.USE, content, sender=self._home.org, recipient=key)
-        return Notice(sealed[: sealing.KEY_BYTES].hex(), sealed)
 
     # --- helpers ----------------------------------------------------------------------------------
 

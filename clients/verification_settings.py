@@ -25,6 +25,8 @@ class VerificationSettings(BaseModel):
     issuers: dict[OrgId, Assurance] = {}
     status_max_age_s: Annotated[int, Field(ge=1, le=86_400)] = 600
     status_every_s: Annotated[float, Field(gt=0, le=3600)] = 15
+    receipts_every_s: Annotated[float, Field(gt=0, le=3600)] = 5  # asks for cosigned receipts
+    notice_wait_s: Annotated[int, Field(ge=0, le=600)] = 60  # of a subject's receipt, for witnesses
     watch_every_s: Annotated[float, Field(gt=0, le=86_400)] = 15  # looks for refreshed data
     deny_verifiers: tuple[OrgId, ...] = ()
     deny_fields: tuple[str, ...] = ()  # as `dataset/field`

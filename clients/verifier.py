@@ -182,6 +182,7 @@ class Verifier:
             row.answer, row.result = reply.answer.to_json(), answer.result.value
             if reply.receipt is not None:
                 row.receipt = reply.receipt.to_json()
+                row.due_from = answer.org if reply.receipt.status == "uncosigned" else None
             session.flush()
             return _enquiry(row)
 
@@ -253,4 +254,5 @@ def plain(enquiry: Enquiry) -> dict[str, object]:
         "answer": answer.digest() if answer else None,
         "log": answer.log if answer else None,
         "entry": answer.entry if answer else None,
+        "receipt": enquiry.receipt.status if enquiry.receipt else None,
     }

@@ -17,10 +17,11 @@ from typing import Any
 from pydantic import ValidationError
 from sqlalchemy import select
 
+from clients.completing import due_from
 from clients.consent import Consents
 from clients.home import Home, explain
 from clients.store import AlertRow, Store, WatchRow
-from clients.verification import Notice, Parcel
+from clients.verification import Parcel
 from clients.verifier import Carrier, Verifier
 from clients.watching import ASKED
 from federation import sealing
@@ -170,9 +171,9 @@ class Watcher:
 
     # --- what providers send
 
-    def answer(self, parcels: Sequence[Parcel]) -> tuple[list[bytes], list[Notice]]:
+    def answer(self, parcels: Sequence[Parcel]) -> list[bytes]:
         """Take alerts, as `Provider.answer` takes questions; empty where one is not taken."""
-        return [self._take(parcel) for parcel in parcels], []
+        return [self._take(parcel) for parcel in parcels]
 
     def _take(self, parcel: Parcel) -> bytes:
         try:
@@ -202,6 +203,7 @@ class Watcher:
                         notice=notice.to_bytes(),
                         created=alert.created,
                         taken=utc_text(now),
+                        due_from=due_from({alert.org: notice.receipt}),
                     )
                     session.add(row)
         said = AlertTaken(

@@ -20,6 +20,7 @@ from clients.consent import Consents, Debits
 from clients.gate import Gate
 from clients.home import Home
 from clients.store import AlertRow, Store, WatchRow
+from clients.use_notices import UseOutbox, encrypt_key
 from clients.verification import Debit, Facts, Outcome
 from clients.verification_settings import VerificationSettings
 from clients.verifier import Carrier
@@ -36,7 +37,7 @@ from federation.watch import Alert, AlertNotice, AlertTaken, WatchRequest
 
 log = logging.getLogger("lianmo.watch")
 KEPT, ASKED = "kept", "asked"
-WATCHING = "watching"
+WATCHING, ALERTED = "watching", "alert"  # as a result
 # That end a watch for good; others may pass: a stale list, a pause.
 FINAL = {Reason.REVOKED, Reason.EXPIRED, Reason.USES}
 WITHHELD = "withheld"  # in place of the time at which the bank took an alert
@@ -106,6 +107,7 @@ class Watchman:
         self._facts = Facts(home, store, now)
         self._audit = AuditLog(home, store)
         self._consents, self._debits = Consents(store), Debits(store)
+        self._uses = UseOutbox(store)
         # Rules that started within a pause: on which snapshot, and when the pause is over. Without
         # it each round would look, and enter that it does, until then.
         self._paused: dict[str, tuple[str, datetime]] = {}
@@ -200,7 +202,8 @@ class Watchman:
         return place, found.object
 
     def _raise_alert(self, due: _Due, snapshot: str, as_of: str, now: datetime) -> None:
-        request, grant = due.request, self._consents.get(due.consent).grant
+        request, stored = due.request, self._consents.get(due.consent)
+        grant = stored.grant
         with self._audit.together(now):
             intent = self._audit.append(
                 Action.ASKED,
@@ -234,6 +237,8 @@ class Watchman:
                 job=due.consent,
                 attempt=intent.seq,
             )
+            if encrypt_key(stored.bundle) is not None:
+                self._uses.put(entry.seq, request, due.digest, request, ALERTED)
             with self._store.writing(AlertRow, WatchRow) as session:
                 session.add(
                     AlertRow(

@@ -150,6 +150,16 @@ class WitnessBook:
             alarm = _alarm(session, point.origin, Verdict.FORK, same.note, signed, now)
             return Judged(Verdict.FORK, same.note, alarm)
 
+    def accuse(
+        self, ours: str, theirs: merkle.SignedCheckpoint, card: Card, now: datetime
+    ) -> Alarm | None:
+        """Keep two notes that contradict each other and that this log has signed; the alarm, if it
+        is a new one. A fork if the two alone prove it."""
+        is_fork = fork_of(read_note(ours), theirs, card) is not None
+        kind = Verdict.FORK if is_fork else Verdict.INCONSISTENT
+        with self._store.writing(AlarmRow) as session:
+            return _alarm(session, theirs.checkpoint.origin, kind, ours, theirs, now)
+
     def cosigned(self, signed: merkle.SignedCheckpoint) -> None:
         """Keep our cosignature with the checkpoint that was taken."""
         point = signed.checkpoint

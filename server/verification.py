@@ -180,13 +180,14 @@ def router(relay: SealedRelay, consents: Consents) -> APIRouter:
         return Inbox(items=tuple(await relay.take(org, wait)))
 
     @api.post("/sealed")
-    async def reply(org: Caller, body: Outbox) -> Inbox:
-        """Hand in answers and receipts; what waits for the caller by now comes back."""
+    async def reply(org: Caller, body: Outbox, take: bool = True) -> Inbox:
+        """Hand in answers and receipts; what waits for the caller by now comes back, unless
+        `take` says that somebody else takes it."""
         for item in body.items:
             relay.reply(org, item.id, item.sealed)
         if body.notices:
             await run_in_threadpool(consents.keep_notices, org, body.notices)
-        return Inbox(items=tuple(await relay.take(org, 0)))
+        return Inbox(items=tuple(await relay.take(org, 0)) if take else ())
 
     @api.post("/grants/events", status_code=201)
     def hand_in_event(org: Caller, body: BySubject) -> Taken:

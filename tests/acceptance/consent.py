@@ -24,12 +24,16 @@ from clients.gate import Gate
 from clients.home import Home
 from clients.sources import Source
 from clients.store import Store
+from clients.use_notices import UseNotices
 from clients.verification import Parcel, Provider
 from clients.verifier import Verifier
+from clients.witness_book import OwnCheckpoint, OwnState
 from federation import sealing
 from federation.audit import Action, AuditEntry, Result
 from federation.catalogue import Assurance, Dataset, Question
+from federation.checkpoints import cosign, merged
 from federation.codes import code_for_row
+from federation.consent_api import Inbox, NoticeBody, Outbox
 from federation.enquiry import Answered, Comparison
 from federation.envelope import Envelope, sign
 from federation.grants import (
@@ -144,6 +148,18 @@ class Firm:
         self.card = grants.make_card(self.grant, self.encrypt, self.uscc, "某公司", made)
         self.certificate = grants.certify(issuer, self.card, assurance, made)
         return self
+
+
+@dataclass
+class Box:
+    """A coordinator that takes notices."""
+
+    notices: list[NoticeBody] = field(default_factory=list)
+
+    def reply_sealed(self, body: Outbox, *, take: bool = True) -> Inbox:
+        assert not take  # questions that wait are another thread's
+        self.notices += body.notices
+        return Inbox(items=())
 
 
 class World:
@@ -368,7 +384,7 @@ class World:
         return sealing.seal(sealing.ASK, content, sender=sender, recipient=recipient)
 
     def answer_to(self, frame: bytes, sender: str = "bank-a") -> bytes:
-        replies, _ = self.provider.answer([Parcel(sender, frame)])
+        replies = self.provider.answer([Parcel(sender, frame)])
         return replies[0]
 
     def ask(self, grant: BySubject, **changes: Any) -> Answer:
@@ -386,6 +402,23 @@ class World:
         """The carrier of a verifier: straight to the provider."""
         assert provider == "tax"
         return self.answer_to(sealed)
+
+    # --- receipts, completed later
+
+    def witnessed(self, *orgs: str) -> None:
+        """The log as it is now has been cosigned; by default by as many as have to."""
+        signed, _ = self.audit.published()
+        homes = [self.homes[org] for org in orgs or ("licence", "bank-b")]
+        notes = {h.org: cosign(signed, h.own(), h.key(Usage.WITNESS), self.now) for h in homes}
+        whole = merged(notes, signed, self.homes["tax"].trust())
+        OwnCheckpoint(self.store).put(OwnState(whole.to_text(), utc_text(self.now)))
+
+    def told(self) -> list[NoticeBody]:
+        """What the provider's node tells subjects by now."""
+        box = Box()
+        tax, wait = self.homes["tax"], timedelta(seconds=60)
+        UseNotices(tax, self.store, box, lambda: self.now, wait).round()
+        return box.notices
 
     def uses(self, grant: BySubject) -> int:
         return self.debits.uses(grant.digest)[0]

@@ -27,7 +27,7 @@ from clients.scorer import Scorer
 from clients.services import services
 from clients.sources import Source
 from clients.store import Store
-from clients.verification import Notice, Parcel, Provider
+from clients.verification import Parcel, Provider
 from federation.audit import AuditEntry, Result
 from federation.catalogue import Assurance
 from federation.codes import code_for_row
@@ -193,7 +193,6 @@ class ScoreWorld:
         self.change: Callable[[str, bytes], bytes] = lambda org, reply: reply
         self.events: list[BySubject] = []
         self.sequence = 0
-        self.notices: list[Notice] = []
         for org in (*self.banks, *DEPARTMENTS):
             self._data(org)
             self._model(org)
@@ -311,8 +310,7 @@ class ScoreWorld:
     def carried(self, sender: str, provider: str, sealed: bytes) -> bytes:
         """The same, of any sender."""
         self.frames.append((provider, sealed))
-        replies, notices = self.providers[provider].answer([Parcel(sender, sealed)])
-        self.notices += notices
+        replies = self.providers[provider].answer([Parcel(sender, sealed)])
         return self.change(provider, replies[0])
 
     # --- grants

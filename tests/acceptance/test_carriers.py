@@ -72,12 +72,13 @@ async def through(relay: SealedRelay, world: World, sealed: bytes, seen: list[by
     await asyncio.sleep(0)
     items = await relay.take("tax", 0)
     seen += [sealed, *(item.model_dump_json().encode() for item in items)]
-    replies, notices = world.provider.answer([Parcel(i.sender, i.sealed) for i in items])
+    replies = world.provider.answer([Parcel(i.sender, i.sealed) for i in items])
+    world.witnessed()
     body = Outbox(
         items=tuple(
             ReplyEntry(id=item.id, sealed=reply) for item, reply in zip(items, replies, strict=True)
         ),
-        notices=tuple(NoticeBody(mailbox=n.mailbox, sealed=n.sealed) for n in notices),
+        notices=tuple(world.told()),
     )
     seen.append(body.model_dump_json().encode())
     for item in body.items:
@@ -137,7 +138,7 @@ def test_a31_dropped_reordered_doubled_or_late_frames_do_no_harm(world: World) -
     grant = world.grant(max_uses=3)
     requests = [world.request(grant, arg=arg) for arg in ("1000000", "5000000")]
     frames = [world.sealed(request, grant) for request in requests]
-    replies, _ = world.provider.answer([Parcel("bank-a", f) for f in reversed(frames)])
+    replies = world.provider.answer([Parcel("bank-a", f) for f in reversed(frames)])
     words = [
         world.verified(request, reply).result
         for request, reply in zip(requests, reversed(replies), strict=True)

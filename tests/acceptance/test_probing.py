@@ -280,7 +280,7 @@ def test_a18_a_refusal_costs_the_transactions_of_an_answer(
 
 
 def test_a18_no_reply_goes_to_somebody_unknown(world: World) -> None:
-    replies, _ = world.provider.answer([Parcel("nobody", b"x" * (12 * 1024 + sealing.OVERHEAD))])
+    replies = world.provider.answer([Parcel("nobody", b"x" * (12 * 1024 + sealing.OVERHEAD))])
     assert replies == [b""]
     assert world.refusals()[-1].check is Check.SEALED
 

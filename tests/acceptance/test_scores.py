@@ -11,10 +11,12 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from sqlalchemy import select
 
 from clients.drift import compare, drift
 from clients.local_api import create_app
 from clients.scorer import Scored, Wanted
+from clients.store import UseOutboxRow
 from federation import sealing
 from federation.audit import Reason, verify_receipt
 from federation.catalogue import Assurance, Question
@@ -74,7 +76,11 @@ def test_the_score_is_signed_and_every_part_has_a_receipt(world: ScoreWorld) -> 
     reasons = scored.score.reasons
     assert 0 < len(reasons) <= 4
     assert all(reason.zh.endswith("使评分降低") for reason in reasons)
-    assert len(world.notices) >= 2  # the enterprise gets a receipt from each department
+    for org in DEPARTMENTS:  # the enterprise will be told by each department
+        with world.stores[org].reading() as session:
+            last = session.scalars(select(UseOutboxRow).order_by(UseOutboxRow.seq.desc())).first()
+            assert last is not None
+            assert last.said["channel"] == "score"
 
 
 def parts_of(world: ScoreWorld, change: Any) -> None:

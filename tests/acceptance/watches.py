@@ -48,7 +48,7 @@ class WatchWorld(ScoreWorld):
         if self.is_away:
             raise Unavailable("its node is not connected", party=BANK)
         self.frames.append((provider, sealed))
-        return self.watcher.answer([Parcel("power", sealed)])[0][0]
+        return self.watcher.answer([Parcel("power", sealed)])[0]
 
     is_away = False
 

@@ -1,0 +1,194 @@
+"""What enterprises are told of the uses of their grants, once witnesses have cosigned the entry.
+
+`UseOutbox.put` stands in the transaction that enters the answer, so no use is forgotten by a crash;
+the row goes when the coordinator has the notice. Where witnesses are later than `wait`, the notice
+goes out with a receipt that is not cosigned, and once more when it is: the same use, which the
+enterprise knows by its digest (clients/grants.py).
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from sqlalchemy import delete, select, update
+
+from clients.audit import AuditLog
+from clients.consent import Consents
+from clients.home import Home
+from clients.store import AuditRow, Store, UseOutboxRow
+from federation import sealing
+from federation.audit import AuditEntry, Receipt
+from federation.consent_api import TAKE_MAX, Inbox, NoticeBody, Outbox
+from federation.envelope import sign
+from federation.errors import LianmoError
+from federation.grants import BySubject, Use, UseNotice, verify_card
+from federation.objects import Usage, utc_text, utc_time
+from federation.verification import Asking
+from protocols import merkle
+
+log = logging.getLogger("lianmo.uses")
+
+
+class Carrier(Protocol):
+    """What of the coordinator it needs."""
+
+    def reply_sealed(self, body: Outbox, *, take: bool = True) -> Inbox:
+        """Hand in notices; `take`: questions that wait come back."""
+
+
+class Place(Protocol):
+    """What of the data a use has touched: a granted item, or a request on one field."""
+
+    @property
+    def dataset(self) -> str:
+        """The owner's dataset."""
+
+    @property
+    def field(self) -> str:
+        """The field, or the first of several."""
+
+
+class UseOutbox:
+    """Uses that their subjects have not been told of."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def put(self, seq: int, asked: Asking, digest: str, place: Place, result: str) -> None:
+        """Remember the use whose entry this is; inside of `AuditLog.together`.
+
+        digest: of the request; result: the word of the answer.
+        """
+        said = {
+            "request": digest,
+            "verifier": asked.verifier,
+            "purpose": asked.purpose.value,
+            "channel": asked.channel.value,
+            "dataset": place.dataset,
+            "field": place.field,
+            "op": getattr(asked, "op", None),
+            "period": getattr(asked, "period", None),
+            "result": result,
+        }
+        with self._store.writing(UseOutboxRow) as session:
+            session.add(UseOutboxRow(seq=seq, said=said))
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A use that waits."""
+
+    entry: AuditEntry
+    said: dict[str, object] = field(repr=False)
+    is_sent: bool  # with a receipt that is not cosigned
+
+    def is_late(self, limit: datetime) -> bool:
+        """Whether its subject has waited long enough for witnesses."""
+        return not self.is_sent and utc_time(self.entry.time) <= limit
+
+
+class UseNotices:
+    """Sends them."""
+
+    def __init__(
+        self,
+        home: Home,
+        store: Store,
+        carrier: Carrier,
+        now: Callable[[], datetime],
+        wait: timedelta,
+    ) -> None:
+        self._home, self._store, self._carrier, self._now = home, store, carrier, now
+        self._wait = wait
+        self._audit, self._consents = AuditLog(home, store), Consents(store)
+
+    def round(self) -> int:
+        """Send what is cosigned, and what has waited too long; how many went."""
+        count, after = 0, -1
+        while rows := self._rows(after):
+            after = rows[-1].entry.seq
+            tree, seen = self._audit.tree(), self._audit.under_witnesses()
+            size = 0 if seen is None else seen[0].checkpoint.size
+            limit = self._now() - self._wait
+            cosigned = [row for row in rows if row.entry.seq < size]
+            late = [row for row in rows if row.entry.seq >= size and row.is_late(limit)]
+            if seen is not None and cosigned:
+                receipts = self._cosigned([row.entry for row in cosigned], *seen, tree)
+                count += self._send(cosigned, receipts)
+            if late:
+                count += self._send(late, self._audit.receipts([row.entry for row in late]))
+        return count
+
+    def _rows(self, after: int) -> list[_Row]:
+        """What waits, after an entry, at most as many as go together."""
+        with self._store.reading() as session:
+            query = select(AuditRow.leaf, UseOutboxRow.said, UseOutboxRow.sent)
+            query = query.join(AuditRow, AuditRow.seq == UseOutboxRow.seq)
+            query = query.where(UseOutboxRow.seq > after).order_by(UseOutboxRow.seq)
+            rows = session.execute(query.limit(TAKE_MAX)).all()
+        return [
+            _Row(AuditEntry.from_leaf(row.leaf), row.said, row.sent is not None) for row in rows
+        ]
+
+    def _cosigned(
+        self,
+        entries: Sequence[AuditEntry],
+        signed: merkle.SignedCheckpoint,
+        key_id: str,
+        tree: merkle.Tree,
+    ) -> list[Receipt]:
+        card, size = self._home.own(), signed.checkpoint.size
+        paths = [tuple(tree.inclusion_proof(entry.seq, size)) for entry in entries]
+        return [
+            Receipt.of(card, key_id, entry.payload(), merkle.Receipt(entry.seq, path, signed), True)
+            for entry, path in zip(entries, paths, strict=True)
+        ]
+
+    def _send(self, rows: Sequence[_Row], receipts: Sequence[Receipt]) -> int:
+        """Hand them over, then forget those that are complete; how many there were."""
+        notices, sent = list[NoticeBody](), list[int]()
+        for row, receipt in zip(rows, receipts, strict=True):
+            try:
+                notices.append(self._notice(row, receipt))
+                sent.append(row.entry.seq)
+            except LianmoError as error:  # of one: it must not keep the others from going
+                log.error("use not told", extra={"entry": row.entry.seq, "reason": error.what})
+        self._carrier.reply_sealed(Outbox(items=(), notices=tuple(notices)), take=False)
+        with self._store.writing(UseOutboxRow) as session:
+            told = UseOutboxRow.seq.in_(sent)
+            if receipts[0].status == "cosigned":
+                session.execute(delete(UseOutboxRow).where(told))
+            else:
+                session.execute(update(UseOutboxRow).where(told).values(sent=utc_text(self._now())))
+        return len(sent)
+
+    def _notice(self, row: _Row, receipt: Receipt) -> NoticeBody:
+        """Sealed to the key in the subject's own card."""
+        entry = row.entry
+        use = Use.model_validate(
+            row.said
+            | {
+                "org": self._home.org,
+                "created": entry.time,
+                "grant": entry.job,
+                "answer": entry.object,
+            }
+        )
+        signed = sign(use, self._home.key(Usage.ANSWER))
+        content = UseNotice(use=signed, receipt=receipt).to_bytes()
+        recipient = encrypt_key(self._consents.get(use.grant).bundle)
+        if recipient is None:
+            raise LianmoError("the subject's card has no key to seal to")
+        sealed = sealing.seal(sealing.USE, content, sender=self._home.org, recipient=recipient)
+        return NoticeBody(mailbox=sealed[: sealing.KEY_BYTES].hex(), sealed=sealed)
+
+
+def encrypt_key(bundle: BySubject) -> bytes | None:
+    """The subject's key (SPKI) for what is sealed to it; None if its card has none."""
+    key = None if bundle.card is None else verify_card(bundle.card).key(Usage.ENCRYPT)
+    return None if key is None else base64.b64decode(key.spki)
