@@ -168,6 +168,16 @@ class WitnessBook:
             if row is not None and row.root == point.root:
                 row.note = signed.to_text()
 
+    def remember(self, signed: merkle.SignedCheckpoint, now: datetime) -> None:
+        """A checkpoint that carries our own, verified cosignature: we took it, whatever a backup
+        says. A witness that forgets could be shown another history from where its memory ends."""
+        point = signed.checkpoint
+        with self._store.writing(SeenCheckpointRow) as session:
+            rows = select(SeenCheckpointRow.size).where(SeenCheckpointRow.origin == point.origin)
+            last = session.scalar(rows.order_by(SeenCheckpointRow.size.desc()).limit(1))
+            if last is None or last < point.size:
+                _take(session, signed, now)
+
     def last(self, origin: str) -> merkle.SignedCheckpoint | None:
         """The newest checkpoint that was taken of a log."""
         with self._store.reading() as session:
@@ -262,7 +272,7 @@ class OwnState:
     """How the own log stands with its witnesses."""
 
     note: str | None = field(default=None, repr=False)  # newest checkpoint that enough cosigned
-    since: str | None = None  # when enough had last seen the log; None: not since this start
+    since: str | None = None  # when enough last cosigned the log; None: not since this start
     problem: str | None = None  # witnesses know a log that goes on from another or longer one
 
 

@@ -68,6 +68,7 @@ log = logging.getLogger("lianmo.witness")
 
 COALESCE = 10  # of `every_s`: a part of it, so that a burst of cosignatures is read at once
 LONGEST_PAUSE_S = 30.0
+ASK_AGAIN_S = 10.0  # after a start, until enough have cosigned since
 
 
 class Carrier(Protocol):
@@ -123,6 +124,9 @@ class Witnessing:
         self._own = _Own()
         self._held = set[merkle.Checkpoint]()
         self._version = 0
+        # What was cosigned before may be of a history that a backup has lost: an old board would
+        # confirm it. Cosignatures are dated in whole seconds.
+        self._begun = now().replace(microsecond=0)
         self._row.begin()
 
     def run(self, stopped: threading.Event) -> None:
@@ -172,8 +176,11 @@ class Witnessing:
             return  # a log without an entry has nothing to show
         proven = frozenset(proofs)
         is_known = signed == own.shown and proven <= own.proven
-        if is_known and self._clock() - own.at < self._settings.renew_s:
-            return  # again only for a coordinator that has lost it
+        again = self._settings.renew_s  # for a coordinator that has lost it
+        if self._row.state().since is None:
+            again = min(again, ASK_AGAIN_S)
+        if is_known and self._clock() - own.at < again:
+            return
         hashes = {size: tuple(item.hex() for item in proof) for size, proof in proofs.items()}
         told = tuple(SizeProof(size=size, hashes=hashes[size]) for size in sorted(hashes))
         self._carrier.publish_checkpoint(
@@ -221,7 +228,8 @@ class Witnessing:
         for signed in {item.checkpoint: item for item in own.seen.values()}.values():
             whole = merged(own.seen, without_cosignatures(signed), trust)
             seen = cosigners(whole, self._home.org, trust, active).values()
-            times = [time for time in seen if time <= now + CLOCK_SKEW]  # newest first
+            # newest first
+            times = [time for time in seen if self._begun <= time <= now + CLOCK_SKEW]
             if len(times) < least:
                 continue
             since = max(min(times[least - 1], now), since or times[least - 1])
@@ -258,10 +266,15 @@ class Witnessing:
         if cosigned_at(signed, witness) is None or signed.checkpoint.origin != log_origin(card):
             return
         if note.org == self._home.org:
-            self._own.seen[note.witness] = signed
+            known = self._own.seen.get(note.witness)
+            # what a witness has shown once it does not take back: that is an old board
+            if known is None or known.checkpoint.size <= signed.checkpoint.size:
+                self._own.seen[note.witness] = signed
             return
         require_log(signed, card)
         self._told(card, self._book.compare(signed, card, self._now()))
+        if note.witness == self._home.org:
+            self._book.remember(signed, self._now())
 
     def _witness(self) -> None:
         """Cosign what goes on from what we had, and what has to be renewed."""

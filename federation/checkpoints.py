@@ -219,8 +219,10 @@ def merged(
     notes: Mapping[str, merkle.SignedCheckpoint], signed: merkle.SignedCheckpoint, trust: TrustStore
 ) -> merkle.SignedCheckpoint:
     """The checkpoint with the cosignatures that these organisations gave to the very same one."""
-    found = signed
-    for org in sorted(notes)[:MAX_COSIGNATURES]:
+    found, most = signed, len(signed.signatures) + MAX_COSIGNATURES
+    for org in sorted(notes):
+        if len(found.signatures) >= most:
+            break
         if org not in trust or notes[org].checkpoint != signed.checkpoint:
             continue
         try:

@@ -68,7 +68,7 @@ class WitnessBoard:
             content = body.model_dump_json().encode()
             if row is None:
                 session.add(CheckpointRow(org=org, version=_next(session), body=content))
-            elif row.body != content:
+            else:  # also the same again: the log asks its witnesses to cosign it anew
                 row.version, row.body = _next(session), content
         self.changes.announce()
 

@@ -29,7 +29,15 @@ from clients.witness_book import AlarmRow, OwnCheckpoint, Verdict, WitnessBook
 from clients.witnessed import Witnessed, WitnessSettings
 from clients.witnessing import Witnessing
 from federation.audit import Action, AuditEntry, Check, Reason, Receipt, Result, verify_receipt
-from federation.checkpoints import cosign, cosigned_at, fork_of, read_note, required
+from federation.checkpoints import (
+    cosign,
+    cosigned_at,
+    cosigners,
+    fork_of,
+    merged,
+    read_note,
+    required,
+)
 from federation.codes import code_for_row
 from federation.enquiry import Answered
 from federation.errors import IntegrityError, NotFound, Refused, Unavailable
@@ -757,3 +765,121 @@ def test_alarms_of_one_log_have_an_end(site: Site) -> None:
     assert len(book.alarms()) == len(site.alarms("court")) == 1
     with site.stores["court"].reading() as session:
         assert session.query(AlarmRow).count() == 1
+
+
+# --- attacks with an old board, and a witness that lost its memory --------------------------------
+
+
+def copied(site: Site) -> WitnessBoard:
+    """The board as it stands, for a coordinator that shows it again later."""
+    old = site.board.read(0)
+    site.board, again = site.new_board(), site.board
+    for item in old.published:
+        site.board.publish(item.org, item)
+    for note in old.seen:
+        site.board.cosign(note.witness, SeenNotes(items=(note,)))
+    site.board, board = again, site.board
+    return board
+
+
+def test_an_old_board_does_not_confirm_a_log_that_was_restored(site: Site) -> None:
+    """A backup of five minutes ago, and a coordinator that shows the board of that time: a use
+    would be given twice. Only what was cosigned after the start confirms it."""
+    site.enter(number=3)
+    site.rounds(times=4)
+    saved(site, "tax", "old")
+    board = copied(site)
+    site.start("tax")
+    site.now += timedelta(minutes=5)
+    site.enter(number=2)
+    site.rounds(times=4)
+    assert site.reason() == ""
+    restored(site, "tax", "old")
+    site.of["tax"] = board
+    site.rounds("tax", times=4)
+    assert site.reason() != ""
+    del site.of["tax"]  # and the true one says why
+    site.stop("tax")
+    site.start("tax")
+    site.rounds(times=4)
+    assert "of this log that are not the ones" in site.reason()
+
+
+def test_a_start_is_confirmed_within_seconds_though_nothing_was_entered(site: Site) -> None:
+    site.rounds(times=4)
+    site.stop("tax")
+    site.now += timedelta(seconds=5)
+    site.start("tax")
+    assert site.reason() != ""
+    site.now += timedelta(seconds=1)
+    site.rounds(times=2)
+    assert site.reason() == ""
+
+
+def test_an_older_note_does_not_take_back_what_a_witness_has_shown(site: Site) -> None:
+    """What stopped the answers stays, whatever the board shows after it."""
+    site.enter(number=3)
+    site.rounds(times=4)
+    saved(site, "tax", "old")
+    board = copied(site)
+    site.start("tax")
+    site.enter(number=2)
+    site.rounds(times=4)
+    restored(site, "tax", "old")
+    site.rounds("tax")
+    assert "of this log that are not the ones" in site.reason()
+    site.nodes["tax"]._read(board.read(0))
+    site.nodes["tax"]._count()
+    assert "of this log that are not the ones" in site.reason()
+
+
+def test_a_witness_from_a_backup_knows_by_its_own_cosignature_what_it_took(site: Site) -> None:
+    """Else it could be shown another history from there on; and nobody would prove to it from the
+    size that it has, so it would never cosign that log again."""
+    site.rounds(times=4)
+    saved(site, "court", "old")
+    site.start("court")
+    site.enter(number=3)
+    site.rounds(times=4)
+    had = sizes(site, "court")["tax"]
+    restored(site, "court", "old")
+    assert sizes(site, "court")["tax"] < had
+    site.enter(number=2)
+    site.now += timedelta(seconds=61)
+    site.rounds(times=4)
+    assert sizes(site, "court")["tax"] == had + 2
+    assert {
+        name
+        for name, _ in Witnessed(site.homes["tax"], site.stores["tax"], SETTINGS)
+        .state(site.now)
+        .witnesses
+    } >= {"court"}
+
+
+def test_many_old_cosignatures_do_not_crowd_out_the_ones_that_count(
+    site: Site, tmp_path: Path
+) -> None:
+    """Sixteen organisations that have left stand on the board for ever, before all others."""
+    codes = code_for_row(2, np.arange(18))
+    homes = [
+        Home.create(
+            tmp_path / f"a{number:02}",
+            org=f"a{number:02}",
+            kind="auditor",
+            name="w",
+            uscc=codes[number].decode(),
+            region="厦门",
+            now=NOW - timedelta(days=1),
+        )
+        for number in range(18)
+    ]
+    base = site.homes["tax"].trust()
+    trust = TrustStore([*(base.envelope(org) for org in base), *(home.card() for home in homes)])
+    site.enter(number=3)
+    newest, old = site.audits["tax"].published()[0], older_checkpoint(site, 2)
+    notes = {}
+    for number, home in enumerate(homes):
+        point = newest if number >= 16 else old
+        notes[home.org] = cosign(point, home.own(), home.key(Usage.WITNESS), NOW)
+    seen = cosigners(merged(notes, newest, trust), "tax", trust)
+    assert seen.keys() == {"a16", "a17"}
