@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+import server.witness  # noqa: F401 - its tables belong to the model
 from federation.api import JobStatus, ProgressBody, RunReport, TrainReply
 from federation.audit import Receipt
 from federation.catalogue import CATALOGUE_USAGE, Dataset, Field, FieldType, Level
@@ -449,8 +450,6 @@ def test_registering_again_gives_the_same_node(site: Governed) -> None:
 def test_the_migrations_make_exactly_the_model(site: Governed) -> None:
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
-
-    import server.witness  # noqa: F401: its tables belong to the model
 
     with site.store.engine.connect() as connection:
         context = MigrationContext.configure(connection)
