@@ -88,6 +88,29 @@ def open_input(file: Path) -> BinaryIO:
         raise UsageError(f"cannot read {file}: {(error.strerror or 'error').lower()}") from None
 
 
+def read_objects(file: Path, what: str) -> list[dict[str, Any]]:
+    """JSON objects, one a line, from a file, or from stdin under the name `-`; empty lines aside.
+
+    Raises UsageError that names the first line which is none; what: one of them, for a person.
+    """
+    if str(file) == "-":
+        data = sys.stdin.buffer.read()
+    else:
+        with open_input(file) as stream:
+            data = stream.read()
+    found = []
+    for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
+        if line.strip():
+            try:
+                plain = json.loads(line)
+            except (ValueError, RecursionError):
+                plain = None
+            if not isinstance(plain, dict):
+                raise UsageError(f"line {number} is not a {what} in JSON")
+            found.append(plain)
+    return found
+
+
 def require_place(file: Path) -> None:
     """A file that the user named can be written there; UsageError if not, before any work."""
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +14,7 @@ from clients.cli.common import (
     JsonFlag,
     emit,
     open_home,
-    open_input,
+    read_objects,
     require_place,
     say,
     table,
@@ -154,23 +153,18 @@ def score(
 def batch(
     file: Annotated[
         Path,
-        typer.Argument(metavar="FILE", help="One `grant`, `applicant` and `own` a line, as JSON."),
+        typer.Argument(
+            metavar="FILE",
+            help="One `grant`, `applicant` and `own` a line, as JSON; - is stdin.",
+        ),
     ],
     as_json: JsonFlag = False,
 ) -> None:
     """Score several enterprises that have consented; each ends by itself, well or not."""
     from clients.scorer import plain
-    from federation.errors import LianmoError, UsageError
+    from federation.errors import LianmoError
 
-    with open_input(file) as stream:
-        lines = stream.read().decode("utf-8", "replace").splitlines()
-    wanted = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                wanted.append(_wanted(json.loads(line)))
-            except (ValueError, TypeError):
-                raise UsageError(f"line {number} is not a score in JSON") from None
+    wanted = [_wanted(item) for item in read_objects(file, "score")]
     with _scorer() as scorer:
         found = scorer.score_all(wanted)
     shown = [{"error": str(x)} if isinstance(x, LianmoError) else plain(x) for x in found]

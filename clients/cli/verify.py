@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clients.cli import watch
-from clients.cli.common import JsonFlag, emit, open_home, open_input, say, table, write_out
+from clients.cli.common import JsonFlag, emit, open_home, read_objects, say, table, write_out
 
 if TYPE_CHECKING:
     from clients.verifier import Enquiry, Wanted
@@ -38,18 +37,8 @@ def ask(
     as_json: JsonFlag = False,
 ) -> None:
     """Put one question on one enterprise to the owner of the data."""
-    plain: dict[str, Any] = {
-        "grant": grant,
-        "provider": provider,
-        "dataset": dataset,
-        "field": field,
-        "op": op,
-        "arg": arg,
-        "period": period,
-    }
-    if op in ("compare", "count"):
-        plain["comparison"] = "lt" if below else "ge"
-    found = _verify([_wanted(plain)])[0]
+    question = watch.question(dataset, field, op, arg, period, below=below)
+    found = _verify([_wanted({"grant": grant, "provider": provider} | question)])[0]
     if isinstance(found, Exception):
         raise found
     _show(found, as_json)
@@ -64,25 +53,9 @@ def batch(
     as_json: JsonFlag = False,
 ) -> None:
     """Put several questions; each is answered by itself, well or not."""
-    import sys
-
-    from federation.errors import UsageError
-
-    if str(file) == "-":
-        lines = sys.stdin.read().splitlines()
-    else:
-        with open_input(file) as stream:
-            lines = stream.read().decode("utf-8", "replace").splitlines()
-    wanted = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                wanted.append(_wanted(json.loads(line)))
-            except (ValueError, TypeError):
-                raise UsageError(f"line {number} is not a question in JSON") from None
-    found = _verify(wanted)
     from clients.verifier import plain
 
+    found = _verify([_wanted(item) for item in read_objects(file, "question")])
     shown = [{"error": str(item)} if isinstance(item, Exception) else plain(item) for item in found]
 
     def human() -> str:

@@ -43,17 +43,9 @@ def add(
     """Ask an owner to tell this bank when a rule starts to hold for a borrower."""
     from clients.watcher import Wanted, plain_watch
 
-    question: dict[str, Any] = {
-        "dataset": dataset,
-        "field": field,
-        "op": op,
-        "arg": arg,
-        "period": period,
-    }
-    if op in ("compare", "count"):
-        question["comparison"] = "lt" if below else "ge"
+    asked = question(dataset, field, op, arg, period, below=below)
     with _watcher() as watcher:
-        found = watcher.add(Wanted(grant, provider, rule, question, severity, debounce))
+        found = watcher.add(Wanted(grant, provider, rule, asked, severity, debounce))
     emit(plain_watch(found), as_json)
     say(f"{provider} watches; `lianmo verify watch alerts` shows what it tells")
 
@@ -109,6 +101,17 @@ def remove(watch: WatchId, as_json: JsonFlag = False) -> None:
         found = watcher.remove(watch)
     emit(plain_watch(found), as_json)
     say("the owner ends it at its next alert; revoking the grant ends it at once")
+
+
+def question(
+    dataset: str, field: str, op: str, arg: str | None, period: str, *, below: bool
+) -> dict[str, Any]:
+    """What the options say, as requests have it."""
+    plain: dict[str, Any] = {"dataset": dataset, "field": field, "op": op}
+    plain |= {"arg": arg, "period": period}
+    if op in ("compare", "count"):
+        plain["comparison"] = "lt" if below else "ge"
+    return plain
 
 
 @contextlib.contextmanager

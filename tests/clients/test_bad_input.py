@@ -267,6 +267,14 @@ TROUBLES = [
         *("receipt gone", no_harm, ("receipt", "verify", "{}/receipt.json"), 2),
         *("receipt.json", "no such file"),
     ),
+    Trouble(
+        *("a question that is no JSON", write("asked.jsonl", '\n{"op": "exists"\n')),
+        *(("verify", "batch", "{}/asked.jsonl"), 2, "line 2 is not a question", ""),
+    ),
+    Trouble(
+        *("an applicant that is no object", write("asked.jsonl", "3\n")),
+        *(("model", "batch", "{}/asked.jsonl"), 2, "line 1 is not a score", ""),
+    ),
     # --- files to write
     *(
         Trouble(f"no folder for {words[0]} {words[1]}", no_harm, words, 2, "no folder", "make it")
