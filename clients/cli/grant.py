@@ -20,6 +20,7 @@ from clients.cli.common import (
     table,
     write_out,
 )
+from clients.cli.receipt import write_receipts
 
 if TYPE_CHECKING:
     from clients.grants import Wanted
@@ -243,6 +244,9 @@ def history(
     offline: Annotated[
         bool, typer.Option("--offline", help="Show what is here, fetch nothing.")
     ] = False,
+    receipts: Annotated[
+        Path | None, typer.Option(help="A folder for the receipts of the uses.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Show every use of this enterprise's grants, each with a receipt of the provider's log."""
@@ -250,6 +254,7 @@ def history(
     from clients.consent import Consents
     from clients.coordinator_client import CoordinatorClient
     from clients.store import opened
+    from clients.witness_book import WitnessBook
     from federation.grants import Use
 
     home = open_home()
@@ -259,19 +264,27 @@ def history(
                 grants.history(home, store, client, _now())
         consents = Consents(store)
         digest = consents.get(grant).digest if grant else None
-        found = consents.uses(digest)
+        found, alarms = consents.uses(digest), len(WitnessBook(store).alarms())
     uses = [item.use.unverified(Use) for item in found]
+    if receipts is not None:
+        named = {use.digest()[:16]: item.receipt for use, item in zip(uses, found, strict=True)}
+        write_receipts(receipts, named)
     names = ["created", "org", "verifier", "field", "op", "period", "purpose", "result"]
 
     def human() -> str:
-        rows = [[str(getattr(use, name) or "-") for name in names] for use in uses]
-        return table(names, rows) if rows else "no uses yet"
+        rows = [
+            [*(str(getattr(use, name) or "-") for name in names), item.receipt.status]
+            for use, item in zip(uses, found, strict=True)
+        ]
+        return table([*names, "receipt"], rows) if rows else "no uses yet"
 
     shown = [
         use.model_dump(mode="json") | {"receipt": item.receipt.model_dump(mode="json")}
         for use, item in zip(uses, found, strict=True)
     ]
     emit(shown, as_json, human)
+    if alarms:
+        say(f"{alarms} receipts contradict others of the same log: both are kept; call the auditor")
 
 
 # --- the issuer and the platform ------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,11 @@ from clients.cli import watch
 from clients.cli.common import JsonFlag, emit, open_home, read_objects, say, table, write_out
 
 if TYPE_CHECKING:
-    from clients.verifier import Enquiry, Wanted
+    from clients.home import Home
+    from clients.store import Store
+    from clients.verifier import Enquiry, Verifier, Wanted
+
+POLL_S = 0.5
 
 app = typer.Typer(no_args_is_help=True)
 app.add_typer(watch.app, name="watch", help="Be told when a rule starts to hold for a borrower.")
@@ -98,6 +103,9 @@ def show(
     receipt: Annotated[
         Path | None, typer.Option(help="Write the receipt of its answer to a file.")
     ] = None,
+    wait: Annotated[
+        float, typer.Option(min=0, max=600, help="Seconds to wait for a cosigned receipt, at most.")
+    ] = 0,
     as_json: JsonFlag = False,
 ) -> None:
     """Show a question with its answer, or write out the answer's receipt."""
@@ -107,13 +115,35 @@ def show(
 
     home = open_home()
     with opened(home.database_url) as store:
-        found = Verifier(home, store, _Nobody(), _now).get(id)
+        verifier = Verifier(home, store, _Nobody(), _now)
+        found = verifier.get(id)
+        if found.receipt is not None and found.receipt.status == "uncosigned" and wait:
+            found = _completed(home, store, verifier, id, wait)
     if receipt is not None:
         if found.receipt is None:
             raise NotFound("there is no receipt: the question was refused or not answered")
+        if found.receipt.status == "uncosigned":
+            say("uncosigned so far: a running node fetches the cosigned one, or --wait 30")
         write_out(receipt, found.receipt.to_json())
         say(f"wrote {receipt}; `lianmo receipt verify {receipt}` checks it without a network")
     _show(found, as_json)
+
+
+def _completed(home: Home, store: Store, verifier: Verifier, id: str, wait: float) -> Enquiry:
+    """The question with its receipt once it is cosigned, or as it is when the time is over."""
+    from clients.completing import Completing
+    from clients.coordinator_client import CoordinatorClient
+
+    until = time.monotonic() + wait
+    with CoordinatorClient(home, retry_s=1.0) as client:
+        completing = Completing(home, store, client, _now)
+        while True:
+            completing.round()
+            found = verifier.get(id)
+            done = found.receipt is None or found.receipt.status == "cosigned"
+            if done or time.monotonic() >= until:
+                return found
+            time.sleep(POLL_S)
 
 
 def _verify(wanted: list[Wanted]) -> list[Any]:

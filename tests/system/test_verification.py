@@ -132,6 +132,13 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> Iterator[City]:
         city.close()
 
 
+def until(is_so: Any, timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+
+
 def eventually(ask: Any, wanted: str, timeout_s: float = 60) -> Any:
     deadline = time.monotonic() + timeout_s
     while True:
@@ -197,11 +204,29 @@ def test_a_firm_grants_the_bank_asks_and_after_revocation_nobody_answers(city: C
     results = [item["verification"]["result"] for item in batch["items"]]
     assert results == ["no_match", "refused"]  # 999 is not on the grid
 
+    # the bank's node fetches the cosigned receipts by itself, over the ones of its answers
     receipt = str(folder / "receipt.json")
+    assert first["receipt"] == "uncosigned"
+    path = f"/v1/verifications/{first['id']}"
+    until(lambda: api(city, "GET", path)[1]["receipt"] == "cosigned")
+    assert api(city, "GET", f"{path}/receipt")[1]["status"] == "cosigned"
     city.lianmo("bank-a", "verify", "show", first["id"], "--receipt", receipt)
-    city.lianmo("bank-a", "receipt", "verify", receipt)
-    uses = city.lianmo("firm", "grant", "history")
+    found = city.lianmo("bank-a", "receipt", "verify", receipt)
+    assert found["status"] == "cosigned"
+    assert {"bank-a", "licence"} <= {item["org"] for item in found["witnesses"]}
+
+    until(lambda: len(city.lianmo("firm", "grant", "history")) == 2)
+    told = str(folder / "told")
+    uses = city.lianmo("firm", "grant", "history", "--receipts", told)
     assert sorted(use["result"] for use in uses) == ["match", "no_match"]
+    files = [str(file) for file in (folder / "told").iterdir()]
+    for item in city.lianmo("licence", "receipt", "verify", *files):
+        assert item["status"] == "cosigned"
+
+    # whoever has no node running asks himself
+    again = api(city, "POST", "/v1/verifications", question)[1]
+    shown = city.lianmo("bank-a", "verify", "show", again["id"], "--wait", "60")
+    assert shown["receipt"] == "cosigned"
 
     city.lianmo("firm", "grant", "revoke", grant[:16])
     ask = ("verify", "ask", "--grant", grant[:16], "--provider", "tax", "--dataset", "firms")
