@@ -314,16 +314,16 @@ class Debits:
                 raise RuntimeError("the subject's scope is made first")
             return _keyed(row.salt, "text", *words)
 
-    def leak(self, scope: str, snapshot: str) -> Leak:
-        """What was told on a scope; of another snapshot nothing is implied, but all is counted."""
+    def leak(self, scope: str, basis: str) -> Leak:
+        """What was told on a scope; of another basis nothing is implied, but all is counted."""
         with self._store.reading() as session:
             row = _get(session, LeakRow, scope)
             if row is None:
                 return Leak(0, Known())
-            known = Known.from_plain(row.known) if row.snapshot == snapshot else Known()
+            known = Known.from_plain(row.known) if row.snapshot == basis else Known()
             return Leak(row.millibits, known)
 
-    def put_leak(self, scope: str, snapshot: str, leak: Leak) -> None:
+    def put_leak(self, scope: str, basis: str, leak: Leak) -> None:
         """Keep what is debited, or known after an answer."""
         with self._store.writing(LeakRow) as session:
             row = _get(session, LeakRow, scope)
@@ -331,7 +331,7 @@ class Debits:
                 row = LeakRow(scope=scope)
                 session.add(row)
                 session.info.setdefault("held", []).append(row)
-            row.millibits, row.snapshot = leak.millibits, snapshot
+            row.millibits, row.snapshot = leak.millibits, basis
             row.known = leak.known.to_plain()
             session.flush()
 

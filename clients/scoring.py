@@ -68,7 +68,7 @@ class Scores:
             columns=names,
             subject=request.subject,
         )
-        if found.snapshot != debits[0].snapshot:
+        if found.snapshot != debits[0].basis:
             what = "the data were refreshed while the score was made"
             raise Denied(Check.VALUE, Reason.UNFULFILLABLE, what)
         columns = dict(zip(names, found.columns, strict=True))

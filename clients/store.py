@@ -324,7 +324,7 @@ class LeakRow(Base):
 
     scope: Mapped[str] = mapped_column(String(64), primary_key=True)
     millibits: Mapped[int] = mapped_column(BigInteger)
-    snapshot: Mapped[str] = mapped_column(String(64))  # that `known` is about
+    snapshot: Mapped[str] = mapped_column(String(64))  # the basis that `known` is about
     known: Mapped[dict[str, Any]] = mapped_column(JSON)
 
 

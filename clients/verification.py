@@ -74,7 +74,7 @@ class Debit:
     """What a request costs on one scope, before anything is read."""
 
     scope: str
-    snapshot: str
+    basis: str  # what `before` holds for: of another one nothing is implied
     before: Leak
     millibits: int
     bits_budget: int
@@ -124,11 +124,13 @@ class Enquiries:
             raise RuntimeError("a field without an enquiry passed check 8")
         snapshot = self._store.datasets.get(request.dataset).snapshot
         scope = self._debits.scope(request.subject, request.dataset, request.field, request.period)
-        leak = self._debits.leak(scope, snapshot)
+        column = said.column(request.field, request.period)
+        basis = enquiry.basis(snapshot, column, said)
+        leak = self._debits.leak(scope, basis)
         cost = leak.known.cost(self._question(asked))
         # a bisection may be split over periods and verifiers
         whole = self._debits.scope(request.subject, request.dataset, request.field)
-        return [Debit(scope, snapshot, leak, cost, said.bits_budget, whole)]
+        return [Debit(scope, basis, leak, cost, said.bits_budget, whole)]
 
     def read(
         self,
@@ -143,18 +145,19 @@ class Enquiries:
             raise RuntimeError("a field without an enquiry passed check 8")
         question = self._question(asked)
         # what a question of the same batch was told counts too: the budget is on disk by now
-        known = self._debits.leak(debit.scope, debit.snapshot).known
+        known = self._debits.leak(debit.scope, debit.basis).known
         told = known.implied(question)
         as_of, catalogue = place.entry.as_of, place.entry.digest()
         if told is None:
+            column = said.column(request.field, request.period)
             found = self._gate.one_value(
                 intents[0],
                 dataset=request.dataset,
                 catalogue=catalogue,
-                column=said.column(request.field, request.period),
+                column=column,
                 subject=request.subject,
             )
-            if found.snapshot != debit.snapshot:
+            if enquiry.basis(found.snapshot, column, said) != debit.basis:
                 what = "the data were refreshed while the question was answered"
                 raise Denied(Check.VALUE, Reason.UNFULFILLABLE, what)
             told = enquiry.evaluate(question, found.value, said.normaliser)
@@ -367,9 +370,10 @@ class Provider:
                 standing=standing,
                 progress=work.progress,
             )
-            work.reply_key = _encrypt_key(trust, parcel.sender, asked.request.reply_key)
-            if work.reply_key is None:
+            reply_key = _encrypt_key(trust, parcel.sender, asked.request.reply_key)
+            if reply_key is None:  # refused like anything else: silence would say that 1 to 10 held
                 raise Denied(Check.VERIFIER, Reason.SIGNER, "the reply key is not the verifier's")
+            work.reply_key = reply_key
             self._rates.require(asked.request, now)
             work.asked = asked
         except Denied as error:
@@ -429,7 +433,7 @@ class Provider:
         intents = []
         for place, debit in enumerate(debits):
             spent = Leak(debit.before.millibits + debit.millibits, debit.before.known)
-            self._debits.put_leak(debit.scope, debit.snapshot, spent)
+            self._debits.put_leak(debit.scope, debit.basis, spent)
             entry = self._audit.append(
                 Action.ASKED,
                 asked.digest,
@@ -537,9 +541,9 @@ class Provider:
             self._uses.put(work.entry.seq, work.asked.request, work.asked.digest, place, result)
         for debit, told in zip(work.debits, work.outcome.told, strict=True):
             if told is not None:
-                leak = self._debits.leak(debit.scope, debit.snapshot)
+                leak = self._debits.leak(debit.scope, debit.basis)
                 leak.known = leak.known.with_told(*told)
-                self._debits.put_leak(debit.scope, debit.snapshot, leak)
+                self._debits.put_leak(debit.scope, debit.basis, leak)
         if (cut := work.outcome.cut) is not None:
             scope = work.debits[0].field_scope
             before = self._debits.cuts(scope)

@@ -60,8 +60,9 @@ class Watches:
         snapshot = self._store.datasets.get(request.dataset).snapshot
         place = (request.dataset, request.field, request.period)
         scope = self._debits.scope(request.subject, *place)
-        leak = self._debits.leak(scope, snapshot)
-        return [Debit(scope, snapshot, leak, BIT, said.bits_budget)]
+        column = said.column(request.field, request.period)
+        basis = enquiry.basis(snapshot, column, said)
+        return [Debit(scope, basis, self._debits.leak(scope, basis), BIT, said.bits_budget)]
 
     def read(
         self, asked: Asked[WatchRequest], intents: Sequence[int], debits: Sequence[Debit]

@@ -6,13 +6,14 @@ whole cells: `ge c` and `lt c` are one question and its opposite, `gt` and `le` 
 `ge` they would single out a value on a cut point). So no sequence of questions, by whomever, says
 more of a value than its cell.
 
-`Known` is what all verifiers together were told of a (subject, field, period) on one snapshot. What
+`Known` is what all verifiers together were told of a (subject, field, period) on one `basis`. What
 follows from it is answered from it and costs nothing; anything else costs its worst case, before
 the value is read, so that the cost does not depend on the answer.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -20,7 +21,9 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
-from federation.catalogue import Question
+import rfc8785
+
+from federation.catalogue import Enquiry, Question
 from federation.normalise import normalise
 
 BIT = 1000  # costs are counted in thousandths of a bit
@@ -147,6 +150,17 @@ class Known:
             cell = _cell_of_band(asked.grid, told.text or "")
             return replace(there, low=cell, high=cell)
         return replace(there, is_told=True)
+
+
+def basis(snapshot: str, column: str, said: Enquiry) -> str:
+    """Names what earlier answers hold for: these data, this column of them, these cells, this rule.
+
+    An owner may publish another grid over the same data; the third cell is then another one, and
+    what was told of the old one implies nothing.
+    """
+    return hashlib.sha256(
+        rfc8785.dumps([snapshot, column, list(said.grid), said.normaliser])
+    ).hexdigest()
 
 
 def evaluate(asked: Asked, value: float | str | None, rule: str) -> Told:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from clients import grants
+from clients import datasets, grants
 from clients.consent import Consents
 from clients.lookup import Lookup, OneValue
 from clients.verification import Parcel
@@ -32,8 +32,8 @@ from federation.grants import (
 )
 from federation.identity import USAGES, PrivateKey, card_signers, key_id
 from federation.objects import KeyRecord, OrgKind, Usage, utc_text
-from tests.acceptance.consent import FIRM, NOW, OTHER_FIRM, Firm, World
-from tests.clients.persons import request_of
+from tests.acceptance.consent import CODES, FIELDS, FIRM, NOW, OTHER_FIRM, Firm, World
+from tests.clients.persons import certified, request_of
 
 FIRST_YEAR = {"not_before": "0001-01-01T00:00:00Z", "not_after": "0001-12-31T00:00:00Z"}
 THIS_WEEK = {
@@ -207,3 +207,42 @@ def test_no_event_of_others_keeps_a_firm_from_revoking(world: World) -> None:
         Consents(store).put_event(event, grants.verifier(tax, world.now), world.now)
     made = grants.change(tax, store, grant.digest, Change.PAUSE, world.now)
     assert made.signed.unverified(GrantEvent).number == 1
+
+
+# --- what earlier answers and refusals say --------------------------------------------------------
+
+
+def republished(world: World, field: str, **enquiry: Any) -> None:
+    """The owner publishes the field with another enquiry, over the same data."""
+    tax = world.homes["tax"]
+    second = certified(tax, world.store, "王芳", world.now)
+    words = FIELDS[field] | {"enquiry": FIELDS[field]["enquiry"] | enquiry}
+    datasets.describe(world.store, "firms", {}, {field: words})
+    datasets.sign_entry(tax, world.store, "firms", world.now)
+    datasets.sign_entry(tax, world.store, "firms", world.now, second)
+
+
+def test_what_was_told_on_one_grid_implies_nothing_on_another(world: World) -> None:
+    grant = world.grant(field="assets", max_uses=3)
+    assert world.ask(grant, arg="1000000").result is Answered.MATCH  # beyond the third cut point
+    republished(world, "assets", grid=("10000000", "50000000", "100000000"))
+    assert world.ask(grant, arg="100000000").result is Answered.NO_MATCH
+
+
+def test_what_was_told_of_one_column_implies_nothing_on_another(world: World) -> None:
+    firm = Firm(CODES[7].decode()).certified_by(world.homes["licence"], Assurance.A3)
+    grant = world.grant(firm, field="court-2025", max_uses=2)
+    assert world.ask(grant, period="2025", arg="1").result is Answered.NO_MATCH
+    republished(world, "court-2025", columns=("court-2025", "court-2024"))
+    assert world.ask(grant, period="2025", arg="1").result is Answered.MATCH
+
+
+def test_a_reply_key_of_nobody_gets_the_refusal_that_everything_gets(world: World) -> None:
+    grant, sizes = world.grant(), []
+    for changes in ({"reply_key": "0" * 32}, {"reply_key": "0" * 32, "arg": "1"}):
+        request = world.request(grant, **changes)
+        reply = world.answer_to(world.sealed(request, grant))
+        assert world.verified(request, reply).result is Answered.REFUSED
+        sizes.append(len(reply))
+    assert sizes[0] == sizes[1]
+    assert world.uses(grant) == 0
