@@ -1,4 +1,4 @@
-"""Questions on enterprises, node to node and back: a bank, a coordinator and a bureau as processes.
+"""Questions on enterprises, node to node: coordinator, bureau and witness as processes.
 
     python -m benchmarks verification
 
@@ -50,6 +50,7 @@ KINDS = {
     "platform": ("platform", "91330106Y71047292M"),
     "bank": ("bank", "91310115Y71126484T"),
     "tax": ("department", "91110105Y71205676A"),
+    "audit": ("auditor", "91420106Y71364052A"),
 }
 GRID = ("100000", "1000000", "10000000")
 SETTINGS = '[verification]\nissuers = { platform = "A3" }\nsubject_per_hour = 1000000\n'
@@ -167,6 +168,7 @@ def _city(folder: Path) -> Iterator[tuple[Home, str]]:
         for org, command in (
             ("platform", ("coordinator", "start")),
             ("tax", ("node", "start", "--no-warm")),
+            ("audit", ("node", "start", "--witness-only")),
         ):
             environment = {k: v for k, v in os.environ.items() if not k.startswith("LIANMO_")}
             log = (folder / f"{org}.log").open("w")

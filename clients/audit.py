@@ -25,11 +25,18 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sqlalchemy import delete, func, select
+from sqlalchemy import bindparam, delete, select
 
 from clients import consent
 from clients.home import Home
-from clients.store import BUSY_TIMEOUT_S, AuditRow, AuditSaltRow, CheckpointRow, Store
+from clients.store import (
+    BUSY_TIMEOUT_S,
+    AuditRow,
+    AuditSaltRow,
+    CheckpointRow,
+    Store,
+    table_of,
+)
 from clients.witness_book import OwnCheckpoint
 from federation.audit import (
     ACTION_OF_DECISION,
@@ -65,6 +72,9 @@ from protocols import merkle
 from protocols.errors import ProtocolError
 
 CHECKPOINT_FILE = "audit.checkpoint"
+_ENTRIES, _SALTS, _CHECKPOINTS = map(table_of, (AuditRow, AuditSaltRow, CheckpointRow))
+_LAST = select(_ENTRIES.c.leaf).order_by(_ENTRIES.c.seq.desc()).limit(1)
+_FROM = select(_ENTRIES.c.leaf).where(_ENTRIES.c.seq >= bindparam("size")).order_by(_ENTRIES.c.seq)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +95,9 @@ class AuditLog:
         self._home, self._store = home, store
         self._file = home.log / CHECKPOINT_FILE
         self._tree = merkle.Tree()  # of the committed entries, as far as this object has read
-        self._tail: AuditEntry | None = None  # the last entry of the block that is open
+        self._tail: AuditEntry | None = None  # the last entry that this object appended
+        self._sealed: merkle.SignedCheckpoint | None = None  # over the block that it closed last
+        self._good: tuple[Card, str, str] | None = None  # a note, and which key of the card signed
 
     @property
     def origin(self) -> str:
@@ -110,16 +122,18 @@ class AuditLog:
             yield
             return
         with self._alone():
-            self._tail = None  # another process may have gone on
             try:
                 with self._store.together():
                     self._read_on()
                     self._require_file(self._tree)
+                    if self._tail is not None and self._tail.seq != len(self._tree) - 1:
+                        self._tail = None  # another process has gone on
                     self._begin(now)
                     yield
                     note = self._seal()
             except BaseException:
-                self._tree = merkle.Tree()  # it may hold hashes of what was rolled back
+                # they may hold what was rolled back
+                self._tree, self._tail = merkle.Tree(), None
                 raise
             if note is not None:
                 self._write(note)
@@ -166,11 +180,11 @@ class AuditLog:
                 prev_hash=first_hash(self.origin) if before is None else _leaf_hash(before).hex(),
             )
             with self._store.writing(AuditRow, AuditSaltRow, CheckpointRow) as session:
-                row = AuditRow(seq=entry.seq, leaf=entry.payload(), hash=_leaf_hash(entry))
-                session.add(row)
+                row = {"seq": entry.seq, "leaf": entry.payload(), "hash": _leaf_hash(entry)}
+                session.connection().execute(_ENTRIES.insert(), row)
                 if subject is not None:
-                    session.flush()
-                    session.add(AuditSaltRow(seq=entry.seq, salt=salt, subject=subject))
+                    opens = {"seq": entry.seq, "salt": salt, "subject": subject}
+                    session.connection().execute(_SALTS.insert(), opens)
             self._tail = entry
             return entry
 
@@ -326,16 +340,32 @@ class AuditLog:
             self._read_on()
             self._require_file(self._tree)
             cosigned = self._cosigned(max((entry.seq for entry in entries), default=0))
-            signed = cosigned or self.checkpoint()
-            size = signed.checkpoint.size
-            proofs = [
-                merkle.Receipt(e.seq, tuple(self._tree.inclusion_proof(e.seq, size)), signed)
-                for e in entries
-            ]
-        key_id, card = self._key_id(signed), self._card
+            return self._proofs(entries, cosigned or self.checkpoint(), cosigned is not None)
+
+    def receipts_just_now(self, entries: Sequence[AuditEntry]) -> list[Receipt]:
+        """Proofs of entries of the block that this thread closed last, by nobody cosigned yet.
+
+        Neither lock nor database: tree and checkpoint are still in memory.
+        """
+        if self._sealed is None:
+            raise RuntimeError("no block was closed")
+        return self._proofs(entries, self._sealed, is_cosigned=False)
+
+    def _proofs(
+        self, entries: Sequence[AuditEntry], signed: merkle.SignedCheckpoint, is_cosigned: bool
+    ) -> list[Receipt]:
+        card, key_id, size = self._card, self._key_id(signed), signed.checkpoint.size
         return [
-            Receipt.of(card, key_id, entry.payload(), proof, cosigned is not None)
-            for entry, proof in zip(entries, proofs, strict=True)
+            Receipt.of(
+                card,
+                key_id,
+                entry.payload(),
+                merkle.Receipt(
+                    entry.seq, tuple(self._tree.inclusion_proof(entry.seq, size)), signed
+                ),
+                is_cosigned,
+            )
+            for entry in entries
         ]
 
     def require_holds(self, receipt: Receipt) -> None:
@@ -366,7 +396,7 @@ class AuditLog:
             if not (size := len(self._tree)):
                 raise NotFound("the audit log has no entry yet")
             point = merkle.Checkpoint(self.origin, size, self._tree.root())
-            signed = merkle.SignedCheckpoint.from_text(self._sign(point))
+            signed = self._sign(point)
             proofs = {s: self._tree.consistency_proof(s) for s in set(sizes) if 0 < s < size}
         return signed, proofs
 
@@ -519,14 +549,13 @@ class AuditLog:
 
     def _last(self) -> AuditEntry | None:
         with self._store.reading() as session:
-            leaf = session.scalar(select(AuditRow.leaf).order_by(AuditRow.seq.desc()).limit(1))
+            leaf = session.connection().execute(_LAST).scalar()
         return None if leaf is None else AuditEntry.from_leaf(leaf)
 
     def _read_on(self) -> None:
         """Add to the tree what was appended since."""
         with self._store.reading() as session:
-            query = select(AuditRow.leaf).where(AuditRow.seq >= len(self._tree))
-            for leaf in session.scalars(query.order_by(AuditRow.seq)):
+            for (leaf,) in session.connection().execute(_FROM, {"size": len(self._tree)}):
                 self._tree.append(leaf)
 
     def _require_file(self, tree: merkle.Tree) -> None:
@@ -548,11 +577,10 @@ class AuditLog:
 
     def _begin(self, now: datetime) -> None:
         """The first entry, and what the tables knew before there was a log."""
-        with self._store.reading() as session:
-            if session.scalar(select(func.count()).select_from(AuditRow)):
-                return
+        if len(self._tree):
+            return
         # Before the first entry: from now on a missing file means that somebody took it away.
-        self._write(self._sign(merkle.Checkpoint(self.origin, 0, merkle.EMPTY_ROOT)))
+        self._write(self._sign(merkle.Checkpoint(self.origin, 0, merkle.EMPTY_ROOT)).to_text())
         self.append(Action.LOG_BEGUN, self._card.digest(), now)
         for item in self._store.exposure.all():
             scope = exposure_scope(item.bank, item.dataset)
@@ -579,25 +607,30 @@ class AuditLog:
         self._read_on()
         if (size := len(self._tree)) == before:
             return None
-        note = self._sign(merkle.Checkpoint(self.origin, size, self._tree.root()))
+        self._sealed = self._sign(merkle.Checkpoint(self.origin, size, self._tree.root()))
+        note = self._sealed.to_text()
         with self._store.writing(CheckpointRow) as session:
-            session.add(CheckpointRow(size=size, note=note))
+            session.connection().execute(_CHECKPOINTS.insert(), {"size": size, "note": note})
         return note
 
-    def _sign(self, checkpoint: merkle.Checkpoint) -> str:
+    def _sign(self, checkpoint: merkle.Checkpoint) -> merkle.SignedCheckpoint:
         key = self._home.key(Usage.LOG).secret
         if not isinstance(key, Ed25519PrivateKey):
             raise TypeError("a log key is an Ed25519 key")
-        return merkle.sign_checkpoint(checkpoint, key).to_text()
+        return merkle.sign_checkpoint(checkpoint, key)
 
     def _key_id(self, signed: merkle.SignedCheckpoint) -> str:
         """Which of this organisation's log keys signed; IntegrityError if none did."""
-        for record in self._card.keys:
+        card, note = self._card, signed.to_text()
+        if (known := self._good) is not None and known[0] is card and known[1] == note:
+            return known[2]
+        for record in card.keys:
             if record.usage is Usage.LOG:
                 try:
-                    merkle.verify_checkpoint(signed, self.origin, public_key(record))
+                    merkle.verify_checkpoint(signed, log_origin(card), public_key(record))
                 except ProtocolError:
                     continue
+                self._good = card, note, record.key_id
                 return record.key_id
         raise IntegrityError("the checkpoint is not signed by this organisation's log key")
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import (
     JSON,
@@ -32,6 +32,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     String,
+    Table,
     Text,
     create_engine,
     event,
@@ -439,6 +440,11 @@ class IdempotencyRow(Base):
     created: Mapped[str] = mapped_column(String(32), index=True)
 
 
+def table_of(kind: type[Base]) -> Table:
+    """The rows' table, for statements where the mapping of objects costs more than it gives."""
+    return cast(Table, kind.__table__)
+
+
 # --- store ----------------------------------------------------------------------------------------
 
 
@@ -517,10 +523,24 @@ class Store:
         return getattr(self._joint, "session", None) is not None
 
     @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """One transaction for all that this thread reads in the block, as it was at its start."""
+        with self.reading() as session:
+            before = getattr(self._joint, "reader", None)
+            self._joint.reader = session
+            try:
+                yield
+            finally:
+                self._joint.reader = before
+
+    @contextmanager
     def reading(self) -> Iterator[Session]:
         """A transaction that only reads."""
         if self.is_together:
             yield self._joint.session
+            return
+        if (reader := getattr(self._joint, "reader", None)) is not None:
+            yield reader
             return
         with _told("read"), Session(self._engine) as session, session.begin():
             yield session

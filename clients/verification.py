@@ -206,8 +206,9 @@ class Facts:
         """Whether this verifier has used it."""
         return self._debits.nonce_seen(verifier, nonce)
 
-    def begin(self) -> None:
+    def begin(self, trust: TrustStore, policy: Policy) -> None:
         """A new batch: what is looked up once in it may be another thing in the next."""
+        self._trust, self._policy = trust, policy
         self._here.clear()
         self._listed = None
 
@@ -236,8 +237,7 @@ class Facts:
 
     def events(self, grant: str) -> Sequence[grants.Said]:
         """What was said since, and by whom."""
-        trust, now = self._home.trust(), self._now()
-        issuers = self._settings.policy(self._home.org, trust).issuers
+        trust, issuers, now = self._trust, self._policy.issuers, self._now()
         return self._consents.events(
             grant, lambda bundle: verify_by_subject(bundle, GrantEvent, trust, issuers, now)
         )
@@ -307,9 +307,10 @@ class Provider:
         now, trust = self._now(), self._home.trust()
         policy = self._settings.policy(self._home.org, trust)
         self._refresh_keys(trust)
-        self._facts.begin()
-        stopped, standing = self._why_not(now), self._home.standing()
-        works = [self._check(item, trust, policy, standing, now, stopped) for item in parcels]
+        self._facts.begin(trust, policy)
+        with self._store.snapshot():
+            stopped, standing = self._why_not(now), self._home.standing()
+            works = [self._check(item, trust, policy, standing, now, stopped) for item in parcels]
         with self._audit.together(now):
             self._debits.forget_nonces(now)
             for work in works:
@@ -320,7 +321,7 @@ class Provider:
             for work in works:
                 self._enter(work, now)
         answered = [work for work in works if work.outcome is not None and work.entry is not None]
-        proofs = self._audit.receipts([work.entry for work in answered if work.entry])
+        proofs = self._audit.receipts_just_now([work.entry for work in answered if work.entry])
         receipts = {id(work): proof for work, proof in zip(answered, proofs, strict=True)}
         return [self._seal(work, receipts.get(id(work))) for work in works]
 

@@ -195,7 +195,7 @@ class Watchman:
         """All checks that may turn out otherwise than when the watch was signed up."""
         stored, trust = self._consents.get(consent), self._home.trust()
         policy = self._settings.policy(self._home.org, trust)
-        self._facts.begin()
+        self._facts.begin(trust, policy)
         found = verify_by_subject(stored.bundle, Grant, trust, policy.issuers, now)
         self._home.standing().require_active(request.verifier, now)
         require_in_force(found.object, found, policy, self._facts, now)  # what ends it comes first

@@ -41,8 +41,9 @@ class Keyring:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._trust: tuple[object, TrustStore] | None = None
-        self._own: tuple[object, Card] | None = None
+        self._trust: tuple[tuple[State, dict[str, State]], TrustStore] | None = None
+        self._own: tuple[State, Card] | None = None
+        self._keys: dict[Usage, tuple[State, PrivateKey]] = {}
 
     @classmethod
     def create(cls, path: Path, keys: Keys, card: Card) -> Keyring:
@@ -75,6 +76,14 @@ class Keyring:
         if not file.is_file():
             raise NotFound(f"this organisation has no {usage} key", party=self.own().org)
         _require_mode(file, SECRET_MODE)
+        state, known = _state(file), self._keys.get(usage)
+        if known is not None and known[0] == state and self._is_of_card(known[1]):
+            return known[1]
+        key = self._read_key(usage, file)
+        self._keys[usage] = _state(file), key
+        return key
+
+    def _read_key(self, usage: Usage, file: Path) -> PrivateKey:
         key = PrivateKey.from_pem(usage, file.read_bytes())
         if not self._is_of_card(key):
             self.settle()  # perhaps a newer card was taken and its keys not moved yet
@@ -102,10 +111,7 @@ class Keyring:
 
     def own(self) -> Card:
         """The same, read; again when the file changed."""
-        file = self.path / "card.json"
-        if not file.is_file():
-            raise _no_card(file)
-        state = (s := file.stat()).st_mtime_ns, s.st_size, s.st_ino
+        state = _state(self.path / "card.json")
         if self._own is None or self._own[0] != state:
             self._own = state, self.card().unverified(Card)
         return self._own[1]
@@ -113,11 +119,10 @@ class Keyring:
     def trust(self) -> TrustStore:
         """Whom this organisation trusts, itself included; read again when a file changed."""
         own = self.path / "card.json"
-        if not own.is_file():
-            raise _no_card(own)
-        files = [own, *sorted((self.path / "trust").glob("*.json"))]
-        state = [(file.name, (s := file.stat()).st_mtime_ns, s.st_size, s.st_ino) for file in files]
+        others = _states(self.path / "trust", ".json")
+        state = _state(own), others
         if self._trust is None or self._trust[0] != state:
+            files = [own, *(self.path / "trust" / name for name in others)]
             self._trust = state, TrustStore(_read_named(file, self.path) for file in files)
         return self._trust[1]
 
@@ -258,16 +263,40 @@ def write_once(path: Path, content: bytes, mode: int = SECRET_MODE) -> None:
 
 def _read_card(file: Path) -> Envelope:
     if not file.is_file():
-        raise _no_card(file)
+        raise _not_here(file)
     try:
         return Envelope.from_json(file.read_bytes())
     except LianmoError as error:
         raise IntegrityError(f"{file.name}: {error}", todo="restore it from a backup") from None
 
 
-def _no_card(file: Path) -> NotFound:
+State = tuple[int, int, int]  # of a file: another one when it was written again
+
+
+def _state(file: Path) -> State:
+    try:
+        return _state_of(file.stat())
+    except FileNotFoundError:
+        raise _not_here(file) from None
+
+
+def _state_of(found: os.stat_result) -> State:
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _not_here(file: Path) -> NotFound:
     todo = "restore it from a backup; a new home is made with `lianmo init`"
     return NotFound(f"no {file.name} in this home", todo=todo)
+
+
+def _states(folder: Path, suffix: str) -> dict[str, State]:
+    """By file name, in its order; asked for many times over, and `Path.glob` is slow."""
+    try:
+        with os.scandir(folder) as files:
+            found = {file.name: file.stat() for file in files if file.name.endswith(suffix)}
+    except FileNotFoundError:
+        return {}
+    return {name: _state_of(found[name]) for name in sorted(found)}
 
 
 def _read_named(file: Path, home: Path) -> Envelope:
