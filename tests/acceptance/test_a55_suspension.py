@@ -32,7 +32,8 @@ from server.app import create_app
 from server.network import NetworkDesk
 from server.relay import FileMembership
 from tests.acceptance.homes import decide, documents, found, logged, make_homes, share
-from tests.clients.test_gate import NOW, World
+from tests.clients import gated
+from tests.clients.gated import CITY, NOW, World
 from tests.federation import networks
 from tests.federation.parties import Org, trust_of
 from tests.server.governing import BANK, COURT, PLATFORM, TAX
@@ -44,18 +45,7 @@ LIMIT = timedelta(seconds=600)
 # --- a node alone ---------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> World:
-    world = World(tmp_path_factory.mktemp("world"))
-    world.close()
-    return world
-
-
-@pytest.fixture
-def world(made: World, tmp_path: Path) -> Iterator[World]:
-    world = made.copied(tmp_path / "world")
-    yield world
-    world.close()
+made, world = gated.made, gated.world
 
 
 def played(world: World, org: str) -> Org:
@@ -69,8 +59,6 @@ class Founded:
     """The world's parties in a network of bank and platform, all admitted an hour ago."""
 
     def __init__(self, world: World, *, days: int = 300) -> None:
-        from tests.clients.test_gate import CITY
-
         self.world, self.bank, self.city = world, played(world, "bank_a"), CITY
         self.tax = played(world, "tax")
         trust = world.tax.home.trust()

@@ -45,8 +45,9 @@ from federation.objects import (
 from federation.persons import require_signed_by_enough
 from federation.tables import CategoryColumn, NumberColumn
 from federation.trust import TrustStore
+from tests.clients import gated
+from tests.clients.gated import CANARY, CITY, CODES, CUSTOMERS, NOW, ROWS, World
 from tests.clients.persons import certified, request_of
-from tests.clients.test_gate import CANARY, CITY, CODES, CUSTOMERS, NOW, ROWS, World
 from tests.federation.parties import approve, make_approval
 from tests.federation.test_checks import leaves
 
@@ -57,18 +58,7 @@ TIMES = {
 }
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> World:
-    world = World(tmp_path_factory.mktemp("world"))
-    world.close()
-    return world
-
-
-@pytest.fixture
-def world(made: World, tmp_path: Path) -> Iterator[World]:
-    world = made.copied(tmp_path / "world")
-    yield world
-    world.close()
+made, world = gated.made, gated.world
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -21,22 +20,11 @@ from federation.errors import Conflict, NotKept, Refused, Unavailable
 from federation.objects import Approval, Decision, JobManifest, Usage, utc_text
 from federation.review import review
 from protocols.books import BatchId, StoredAnswer
-from tests.clients.test_gate import NOW, World
+from tests.clients import gated
+from tests.clients.gated import NOW, World
 from tests.federation.parties import make_approval
 
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> World:
-    world = World(tmp_path_factory.mktemp("world"))
-    world.close()
-    return world
-
-
-@pytest.fixture
-def world(made: World, tmp_path: Path) -> Iterator[World]:
-    world = made.copied(tmp_path / "world")
-    yield world
-    world.close()
+made, world = gated.made, gated.world
 
 
 class Coordinator:
