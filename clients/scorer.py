@@ -119,7 +119,9 @@ class Scorer:
         if isinstance(model, TreesModel):
             points, reasons = trees_score(model, own, departments, parts)
         else:
-            points, reasons = scorecard_score(model, self._home.org, own, departments, parts)
+            points, reasons = scorecard_score(
+                model, self._home.org, own, departments, parts, stored.manifest.scorecard
+            )
         count = reasons_allowed(stored.manifest)
         sources = tuple(_source(org, answers[org][0]) for org in departments)
         score = Score(

@@ -23,14 +23,23 @@ from federation.audit import Check, Reason
 from federation.catalogue import Question
 from federation.enquiry import BIT, Answered
 from federation.errors import LianmoError
-from federation.objects import Usage
-from federation.scoring import ScorePart, ScoreRequest, costly, points_of, scorecard_part, used
+from federation.objects import Decision, Usage
+from federation.scoring import (
+    ScorePart,
+    ScoreRequest,
+    costly,
+    declared,
+    points_of,
+    scorecard_part,
+    used,
+)
 from federation.tables import Column
 from federation.tasks.model import PartFeature
 from federation.tasks.trees_model import TreesPart
 from federation.verification import Asked, Denied
 from protocols.masked_total import masked
 
+TAKEN_BACK = frozenset({Decision.WITHDRAW, Decision.REFUSE})
 BITS_MAX = 4096  # that one enterprise's scores under one model may open; grants bound the uses
 
 
@@ -94,7 +103,8 @@ class Scores:
         own, trust = self._home.key(Usage.MASK), self._home.trust()
         peers = [org for org in manifest.departments if org != self._home.org]
         shared = {org: own.agree(trust.mask_key(org)) for org in peers}
-        number = masked(sum(points), self._home.org, shared, asked.request.session())
+        told = declared(sum(points), manifest.scorecard)
+        number = masked(told, self._home.org, shared, asked.request.session())
         names = [item.definition.name for item in moving]
         best = [int(item.points.max()) for item in moving]
         most = manifest.scorecard.reason_codes
@@ -116,6 +126,9 @@ class Scores:
             stored = self._models[request.model]
         except LianmoError as error:
             raise Denied(Check.QUESTION, Reason.NOT_OFFERED, error.what) from None
+        if self._store.jobs.get(request.model).decision in TAKEN_BACK:
+            what = "this organisation has taken back its word on the job"
+            raise Denied(Check.POLICY, Reason.DECLINED, what)
         manifest = stored.manifest
         if request.verifier not in manifest.banks or me not in manifest.departments:
             what = "the model is not one of this bank and this department"

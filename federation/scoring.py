@@ -6,8 +6,9 @@ Model      a grant of the channel `score` names the digest of the manifest that 
            has one model
 Session    what all departments' requests of one score share, nonce and times included. A provider
            takes a nonce once, so a mask never covers two numbers (protocols/masked_total.py)
-Scorecard  a department sends its rounded points, masked: the bank sees the total, and of each
-           department the names of the features that cost most, as many as the manifest allows
+Scorecard  a department sends its rounded points, within the declared range and masked: the bank
+           sees the total, and of each department the names of the features that cost most, as
+           many as the manifest allows
 Trees      a path that mixes owners has no partial sums: a department sends the applicant's bit
            for each of its thresholds, which the grant opens
 Whole      every department answers, for its part of this very model, or there is no score
@@ -39,6 +40,7 @@ from federation.objects import (
     OrgId,
     Part,
     Purpose,
+    ScorecardParameters,
     SignedObject,
     Time,
     Uscc,
@@ -46,6 +48,7 @@ from federation.objects import (
 from federation.tables import Column
 from federation.tasks import trees_model
 from federation.tasks.model import PartFeature, ScorecardModel, part_digest
+from federation.tasks.plan import points_limit
 from federation.tasks.trees_model import TreesModel
 from federation.verification import Asking, Conditions, Denied
 from protocols import labels
@@ -135,6 +138,15 @@ def points_of(features: Sequence[PartFeature], columns: Mapping[str, Column]) ->
     return found
 
 
+def declared(points: int, parameters: ScorecardParameters) -> int:
+    """A department's sum, clipped as for the job's evaluation.
+
+    So a total of points that a bank has made up tells no more bits than the manifest says.
+    """
+    most = points_limit(parameters)
+    return max(-most, min(most, points))
+
+
 def costly(
     names: Sequence[str], points: Sequence[int], best: Sequence[int], count: int
 ) -> list[str]:
@@ -206,6 +218,7 @@ def scorecard_score(
     own: Mapping[str, Column],
     departments: Sequence[str],
     parts: Mapping[str, ScorePart],
+    parameters: ScorecardParameters,
 ) -> tuple[int, list[tuple[str, str]]]:
     """Points, and the costliest features as (owner, name): first of each owner, then the second ...
 
@@ -213,8 +226,13 @@ def scorecard_score(
     """
     require_whole(model, departments, parts)
     theirs = opened(int(parts[org].masked or "", 16) for org in departments)
-    others = [f for f in model.features if f.owner in departments]
-    low, high = (sum(int(pick(f.points)) for f in others) for pick in (np.min, np.max))
+    low, high = (
+        sum(
+            declared(sum(int(pick(f.points)) for f in model.of(org)), parameters)
+            for org in departments
+        )
+        for pick in (np.min, np.max)
+    )
     if not low <= theirs <= high:
         raise IntegrityError("the departments' points are outside of the model's range")
     mine = [f for f in model.of(bank) if f.points.any()]

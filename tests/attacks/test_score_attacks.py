@@ -1,0 +1,93 @@
+"""Attacks on scores: numbers written into points, and a department's word that was taken back."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from clients import models
+from clients.consent import Consents
+from clients.scorer import Wanted
+from federation.audit import Reason
+from federation.catalogue import Assurance
+from federation.errors import LianmoError
+from federation.objects import Decision
+from federation.scoring import ScorePart
+from federation.tasks.messages import POINTS_LIMIT
+from federation.tasks.model_files import part_features_from_json
+from federation.tasks.plan import points_limit
+from protocols.masked_total import opened
+from tests.acceptance.consent import Firm
+from tests.acceptance.scores import CODES, DATA, DEPARTMENTS, ScoreWorld
+
+WEIGHTS = {"paid": 1, "months": 1000}  # a digit for each department's feature
+
+
+@pytest.fixture
+def world(tmp_path: Any) -> Iterator[ScoreWorld]:
+    world = ScoreWorld(tmp_path, "scorecard")
+    yield world
+    world.close()
+
+
+def crafted(world: ScoreWorld) -> dict[str, Any]:
+    """Points as a bank may send them at the end of a job: each bin's number, in a digit of its own.
+    Returns the definitions of the two features."""
+    definitions = {}
+    for org in DEPARTMENTS:
+        plain = json.loads(world.files[org])
+        for feature in plain["features"]:
+            weight = WEIGHTS.get(feature["definition"]["name"], 0)
+            feature["points"] = [weight * bin_ for bin_ in range(feature["definition"]["bins"])]
+            assert max(feature["points"]) < POINTS_LIMIT  # a message that every department takes
+        data = json.dumps(plain).encode()
+        (world.homes[org].models / f"{world.manifest.job}.json").write_bytes(data)
+        for part in part_features_from_json(data):
+            definitions[part.definition.name] = part.definition
+    return {name: definitions[name] for name in WEIGHTS}
+
+
+def total(world: ScoreWorld, grant: str) -> int:
+    """What the bank opens, whatever its own model is."""
+    home, store, scorer = world.homes["bank-a"], world.stores["bank-a"], world.scorer()
+    held = Consents(store).get(grant)
+    stored = models.of_manifest(home, store, world.manifest.digest())
+    numbers = []
+    for request in scorer._requests(stored, held).values():
+        _, reply = scorer._ask(request, held)
+        part = ScorePart.from_bytes(base64.b64decode(reply.extra))
+        numbers.append(int(part.masked or "", 16))
+    return opened(numbers)
+
+
+def test_a_total_tells_no_more_bits_than_the_manifest_declares(world: ScoreWorld) -> None:
+    """Each department keeps its sum within `score_range`, as for the evaluation of the job; else a
+    total of crafted points is a list of every department's bins of one enterprise."""
+    bins = crafted(world)
+    columns = {column.name: column for org in DEPARTMENTS for column in DATA.columns[org]}
+    limit = points_limit(world.manifest.scorecard)
+    found = []
+    for row in (3, 20, 41, 77):
+        firm = Firm(CODES[row].decode()).certified_by(world.homes["licence"], Assurance.A3)
+        true = {name: int(bins[name].assign(columns[name])[row]) for name in WEIGHTS}
+        got = total(world, world.grant(firm=firm))
+        assert abs(got) <= len(DEPARTMENTS) * limit
+        found.append({"paid": got % 1000, "months": got // 1000} == true)
+        assert found[-1] is (true["months"] == 0)
+    assert not all(found)
+
+
+@pytest.mark.parametrize("who", ["tax", "power"])
+def test_no_score_once_a_department_has_withdrawn(world: ScoreWorld, who: str) -> None:
+    """Its word on the job was what its part of the model rests on."""
+    grant = world.grant()
+    assert world.scorer().score(Wanted(grant)).score is not None
+    world.stores[who].jobs.set_decision(world.manifest.digest(), Decision.WITHDRAW.value)
+    before = len(world.refusals(who))
+    with pytest.raises(LianmoError, match="refuses its part"):
+        world.scorer().score(Wanted(grant))
+    assert [entry.reason for entry in world.refusals(who)[before:]] == [Reason.DECLINED]
