@@ -22,8 +22,12 @@ from clients.lab_table import Split
 from federation.estimate import Speeds, estimate
 from federation.objects import JobManifest, ScorecardParameters, TreesParameters
 from federation.registry import Registry
-from federation.tasks.local import local_manifest, local_seeds, run_scorecard_in_process
-from federation.tasks.trees_local import local_trees_manifest, run_trees_in_process
+from federation.tasks.local import (
+    local_manifest,
+    local_seeds,
+    run_scorecard_in_process,
+    run_trees_in_process,
+)
 
 SHAPES = (
     Shape(30_000, 20_000, 6, (6, 6)),
@@ -39,9 +43,9 @@ def compare(shape: Shape, speeds: Speeds) -> None:
     bank, departments = made_up(shape)
     if shape.trees:
         parameters = TreesParameters(trees=shape.trees, max_depth=shape.depth)
-        manifest = local_trees_manifest(bank, departments, parameters)
+        manifest = local_manifest({"bank": bank}, departments, parameters)
     else:
-        manifest = local_manifest(bank, departments, ScorecardParameters())
+        manifest = local_manifest({"bank": bank}, departments, ScorecardParameters())
     said = estimate(manifest, speeds=speeds)
     parts = Split(
         job=manifest.job,

@@ -28,7 +28,7 @@ from federation.objects import TreesParameters
 from federation.registry import Registry
 from federation.tables import BankData, DepartmentData, NumberColumn
 from federation.tasks import boosting
-from federation.tasks.trees_local import local_trees_manifest
+from federation.tasks.local import local_manifest
 from federation.warm import warm
 from protocols.linear_query import (
     Layout,
@@ -90,7 +90,7 @@ def measure(setting: Setting) -> Measured:
     bank = BankData(cover, at, codes[at], [c.take(at) for c in own], bad[at])
     departments = {DEPARTMENT: DepartmentData(theirs, codes)}
     parameters = TreesParameters(trees=setting.trees, max_depth=setting.depth)
-    manifest = local_trees_manifest(bank, departments, parameters, bank_org=BANK)
+    manifest = local_manifest({BANK: bank}, departments, parameters)
     parts = Split(
         "large", BANK, bank, departments, Registry(codes, date(2026, 1, 1), "city"), {}, (), at
     )

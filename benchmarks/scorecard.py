@@ -49,7 +49,7 @@ def rows() -> list[dict[str, Any]]:
     """For the benchmark's table."""
     warm()
     bank, departments = draw()
-    manifest = local_manifest(bank, departments, ScorecardParameters(openings=2))
+    manifest = local_manifest({"bank": bank}, departments, ScorecardParameters(openings=2))
     seeds = local_seeds(["bank", *departments], 1)
     began = time.perf_counter()
     with ThreadPoolExecutor(os.cpu_count()) as pool:

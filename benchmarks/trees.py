@@ -30,9 +30,8 @@ from federation.codes import code_for_row
 from federation.objects import TreesParameters
 from federation.tables import BankData, DepartmentData, NumberColumn
 from federation.tasks import boosting
-from federation.tasks.local import local_seeds
+from federation.tasks.local import LocalTrees, local_manifest, local_seeds, run_trees_in_process
 from federation.tasks.party import Progress
-from federation.tasks.trees_local import LocalTrees, local_trees_manifest, run_trees_in_process
 from federation.warm import warm
 from protocols.streams import Randomness
 
@@ -128,7 +127,7 @@ def measure(setting: Setting) -> Measured:
         org: DepartmentData([NumberColumn(n, columns[n]) for n in theirs if owner[n] == org], codes)
         for org in setting.names
     }
-    manifest = local_trees_manifest(bank, departments, setting.parameters)
+    manifest = local_manifest({"bank": bank}, departments, setting.parameters)
     plan = boosting.plan_of(manifest)
     warm()
     x_new, bad_new = draw(np.random.default_rng(2), UNSEEN, features)

@@ -23,8 +23,12 @@ from federation.estimate import Speeds, usual_bins, work_of
 from federation.objects import JobManifest, ScorecardParameters, TreesParameters, utc_text
 from federation.package import package_sha256
 from federation.tables import BankData, DepartmentData, NumberColumn
-from federation.tasks.local import local_manifest, local_seeds, run_scorecard_in_process
-from federation.tasks.trees_local import local_trees_manifest, run_trees_in_process
+from federation.tasks.local import (
+    local_manifest,
+    local_seeds,
+    run_scorecard_in_process,
+    run_trees_in_process,
+)
 from protocols.warm import warm
 
 FILE = "speeds.json"
@@ -112,9 +116,9 @@ def _measure(shape: Shape, pool: ThreadPoolExecutor) -> tuple[JobManifest, Mappi
     bank, departments = made_up(shape)
     if shape.trees:
         parameters = TreesParameters(trees=shape.trees, max_depth=shape.depth, min_cohort=20)
-        manifest = local_trees_manifest(bank, departments, parameters)
+        manifest = local_manifest({"bank": bank}, departments, parameters)
     else:
-        manifest = local_manifest(bank, departments, ScorecardParameters(min_cohort=20))
+        manifest = local_manifest({"bank": bank}, departments, ScorecardParameters(min_cohort=20))
     runs: list[Mapping[str, float]] = []
     for seed in (1, 2):
         seeds = local_seeds([manifest.bank, *departments], seed)

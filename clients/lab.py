@@ -136,7 +136,7 @@ def manifest_of(parts: Split, parameters: ScorecardParameters) -> JobManifest:
     Its dates are fixed: all randomness is bound to its digest, and a lab run can be repeated.
     """
     manifest = local_manifest(
-        parts.bank_data, parts.departments, parameters, bank_org=parts.bank, job=parts.job
+        {parts.bank: parts.bank_data}, parts.departments, parameters, job=parts.job
     )
     named = {"registry": parts.registry.described(), "package_sha256": package_sha256()}
     return manifest.model_copy(update=named)

@@ -16,10 +16,9 @@ from typing import Any
 from clients.lab_table import Split
 from federation.objects import JobManifest
 from federation.report import Report
-from federation.tasks.local import local_seeds, run_scorecard_in_process
+from federation.tasks.local import local_seeds, run_scorecard_in_process, run_trees_in_process
 from federation.tasks.model import ScorecardResult
 from federation.tasks.party import Progress
-from federation.tasks.trees_local import run_trees_in_process
 from federation.tasks.trees_model import TreesResult
 
 OFFLINE = ("agreement", "row keys", "binning", "tokens")  # stages without any label

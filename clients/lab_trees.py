@@ -22,8 +22,7 @@ from federation.objects import JobManifest, TreesParameters, utc_text
 from federation.package import package_sha256
 from federation.report import report_of_trees
 from federation.tasks import boosting
-from federation.tasks.local import local_seeds
-from federation.tasks.trees_local import local_trees_manifest
+from federation.tasks.local import local_manifest, local_seeds
 from federation.tasks.trees_model import TreesResult
 from protocols.streams import Randomness
 
@@ -84,8 +83,8 @@ def manifest_of(parts: Split, parameters: TreesParameters) -> JobManifest:
     if held is not None:  # the lab drew it; what the parameters say has no effect
         share = Decimal(str(round(float(held.mean()), 4)))
         parameters = parameters.model_copy(update={"hold_out": str(min(share, Decimal("0.9")))})
-    manifest = local_trees_manifest(
-        parts.bank_data, parts.departments, parameters, bank_org=parts.bank, job=parts.job
+    manifest = local_manifest(
+        {parts.bank: parts.bank_data}, parts.departments, parameters, job=parts.job
     )
     named = {"registry": parts.registry.described(), "package_sha256": package_sha256()}
     return manifest.model_copy(update=named)

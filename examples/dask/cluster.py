@@ -23,8 +23,7 @@ from federation.codes import code_for_row
 from federation.objects import TreesParameters
 from federation.tables import BankData, DepartmentData, NumberColumn
 from federation.tasks.boosting import fit_pooled
-from federation.tasks.local import local_seeds
-from federation.tasks.trees_local import LocalTrees, local_trees_manifest, run_trees_in_process
+from federation.tasks.local import LocalTrees, local_manifest, local_seeds, run_trees_in_process
 from protocols.streams import Randomness
 
 FIRMS, CUSTOMERS = 2000, 600
@@ -57,7 +56,7 @@ def transcripts(run: LocalTrees) -> dict[tuple[str, str], tuple[bytes, bytes]]:
 def main() -> None:
     """Steps 1 to 4."""
     bank, departments = tables()
-    manifest = local_trees_manifest(bank, departments, PARAMETERS)
+    manifest = local_manifest({"bank": bank}, departments, PARAMETERS)
 
     with workers(Config(org="tax")) as threads:
         here = run_trees_in_process(bank, departments, manifest, 1, executor=threads)

@@ -43,10 +43,9 @@ from federation.errors import LianmoError
 from federation.objects import ScorecardParameters, TreesParameters
 from federation.tables import BankData, Column, DepartmentData, NumberColumn
 from federation.tasks import boosting
-from federation.tasks.local import local_manifest, local_seeds, run_scorecard_in_process
+from federation.tasks.local import local_manifest, run_scorecard_in_process, run_trees_in_process
 from federation.tasks.model import fit_pooled
 from federation.tasks.model_files import model_from_json
-from federation.tasks.trees_local import local_trees_manifest, run_trees_in_process
 from protocols.streams import Randomness, digest
 
 OUT = Path("out/hybrid")
@@ -186,9 +185,10 @@ def scorecard_figures(city: Sandbox, tables: dict[str, Path]) -> dict[str, Any]:
     pooled = auc_of(whole.labels[whole.test], -fit.log_odds[whole.test])
     own = {}
     for org, data in known.banks.items():
-        manifest = local_manifest(data, known.departments, ScorecardParameters(openings=2))
-        seeds = local_seeds(["bank", *known.departments], 1)
-        result = run_scorecard_in_process(data, known.departments, manifest, seeds).result
+        manifest = local_manifest(
+            {"bank": data}, known.departments, ScorecardParameters(openings=2)
+        )
+        result = run_scorecard_in_process(data, known.departments, manifest, 1).result
         if result.scores is None or data.test is None:
             raise RuntimeError("an evaluation was asked for")
         own[org] = auc_of(data.labels[data.test], -result.scores[data.test])
@@ -214,7 +214,7 @@ def trees_figures(city: Sandbox, tables: dict[str, Path]) -> dict[str, Any]:
     pooled = auc_of(whole.labels[whole.test], grown.margins[whole.test])
     own = {}
     for org, data in known.banks.items():
-        manifest = local_trees_manifest(data, known.departments, of)
+        manifest = local_manifest({"bank": data}, known.departments, of)
         result = run_trees_in_process(data, known.departments, manifest, 1).result
         if data.test is None:
             raise RuntimeError("the scores say who was held out")

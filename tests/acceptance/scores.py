@@ -56,11 +56,15 @@ from federation.objects import (
 )
 from federation.registry import Registry
 from federation.tables import BankData, CategoryColumn, Column, DepartmentData, NumberColumn
-from federation.tasks.local import local_manifest, local_seeds, run_scorecard_in_process
+from federation.tasks.local import (
+    local_manifest,
+    local_seeds,
+    run_scorecard_in_process,
+    run_trees_in_process,
+)
 from federation.tasks.model import ScorecardModel
 from federation.tasks.model_files import model_to_json, part_to_json
 from federation.tasks.trees_files import trees_part_to_json, trees_to_json
-from federation.tasks.trees_local import local_trees_manifest, run_trees_in_process
 from federation.tasks.trees_model import TreesModel
 from tests.acceptance.consent import NOW, Firm
 
@@ -141,7 +145,7 @@ def train(task: str) -> tuple[JobManifest, dict[str, bytes], ScorecardModel | Tr
         parameters = TreesParameters.model_validate(
             {"trees": 3, "max_depth": 3, "min_cohort": 15, "max_bins": 8, "ask_customers": 40}
         )
-        manifest = local_trees_manifest(DATA.bank, DATA.departments, parameters, bank_org=BANK)
+        manifest = local_manifest({BANK: DATA.bank}, DATA.departments, parameters)
         manifest = _named(manifest, task)
         grown = run_trees_in_process(DATA.bank, DATA.departments, manifest, 3)
         files = {org: trees_part_to_json(part) for org, part in grown.parts.items()}
@@ -149,7 +153,7 @@ def train(task: str) -> tuple[JobManifest, dict[str, bytes], ScorecardModel | Tr
     card = ScorecardParameters.model_validate(
         {"openings": 0, "evaluation": False, "min_cohort": 15, "reason_codes": 2}
     )
-    manifest = _named(local_manifest(DATA.bank, DATA.departments, card, bank_org=BANK), task)
+    manifest = _named(local_manifest({BANK: DATA.bank}, DATA.departments, card), task)
     seeds = local_seeds([BANK, *DEPARTMENTS], 0)
     run = run_scorecard_in_process(DATA.bank, DATA.departments, manifest, seeds)
     files = {org: part_to_json(part) for org, part in run.parts.items()}

@@ -16,10 +16,9 @@ from federation.catalogue import Assurance
 from federation.errors import LianmoError, NotFound
 from federation.objects import JobManifest, ScorecardParameters, TreesParameters
 from federation.tables import BankData, DepartmentData, NumberColumn
-from federation.tasks.local import local_seeds
+from federation.tasks.local import local_manifest, local_seeds, run_job_in_process
 from federation.tasks.model import ScorecardModel
 from federation.tasks.model_files import model_to_json, part_to_json
-from federation.tasks.shared_local import run_shared_in_process, shared_manifest
 from federation.tasks.trees_files import trees_part_to_json, trees_to_json
 from federation.tasks.trees_model import TreesModel
 from tests.acceptance.consent import Firm
@@ -77,14 +76,14 @@ class SharedWorld(ScoreWorld):
     ) -> tuple[JobManifest, dict[str, bytes], ScorecardModel | TreesModel]:
         banks = {org: bank_data(org) for org in BANKS}
         departments: dict[str, DepartmentData] = dict(DATA.departments)
-        manifest = shared_manifest(banks, departments, PARAMETERS[task], f"city-{task}")
+        manifest = local_manifest(banks, departments, PARAMETERS[task], job=f"city-{task}")
         parties = tuple(
             party.model_copy(update={"dataset": DATASET.get(party.org, DATASET[BANK])})
             for party in manifest.parties
         )
         manifest = manifest.model_copy(update={"parties": parties})
         seeds = local_seeds([*BANKS, *DEPARTMENTS], 1)
-        run = run_shared_in_process(banks, departments, manifest, seeds)
+        run = run_job_in_process(banks, departments, manifest, seeds)
         self.models = {org: result.model for org, result in run.results.items()}
         trees = task == "trees"
         files = {

@@ -19,9 +19,9 @@ from federation.channel import Channel, QueueTransport, in_process
 from federation.errors import IntegrityError
 from federation.review import EXPOSURE_REFUSES
 from federation.tasks import boosting, vertical
+from federation.tasks.local import LocalTrees
 from federation.tasks.trees_columns import Plain
 from federation.tasks.trees_grow import Gradients, Node
-from federation.tasks.trees_local import LocalTrees
 from protocols import linear_query, rlwe
 from protocols.linear_query import Layout, Query
 from protocols.packing import unpack

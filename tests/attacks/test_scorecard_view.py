@@ -19,7 +19,7 @@ from federation.channel import Channel, QueueTransport, in_process
 from federation.errors import IntegrityError
 from federation.tasks import scorecard_department
 from federation.tasks.binning import FeatureBins, Groups, weight_of_evidence
-from federation.tasks.local import LocalRun
+from federation.tasks.local import LocalScorecard
 from protocols import linear_query, rlwe
 from protocols.linear_query import Layout, Query
 from protocols.packing import unpack
@@ -59,7 +59,7 @@ def tapped(world: World, me: str) -> tuple[dict[str, dict[str, Channel]], dict[s
 
 def received(
     world: World, me: str, **parameters: object
-) -> tuple[LocalRun, dict[str, list[bytes]]]:
+) -> tuple[LocalScorecard, dict[str, list[bytes]]]:
     channels, taps = tapped(world, me)
     run = world.run(channels=channels, **parameters)
     return run, {peer: tap.frames for peer, tap in taps.items()}

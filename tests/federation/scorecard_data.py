@@ -15,7 +15,12 @@ from numpy.typing import NDArray
 from federation.channel import Channel
 from federation.objects import JobManifest, ScorecardParameters
 from federation.tables import BankData, CategoryColumn, Column, DepartmentData, NumberColumn
-from federation.tasks.local import LocalRun, local_manifest, local_seeds, run_scorecard_in_process
+from federation.tasks.local import (
+    LocalScorecard,
+    local_manifest,
+    local_seeds,
+    run_scorecard_in_process,
+)
 
 # Quick, and enough to tell parties apart: without row keys a run takes a fraction of a second.
 SUMS_ONLY = {"openings": 0, "evaluation": False}
@@ -28,7 +33,7 @@ class World:
 
     def manifest(self, **parameters: object) -> JobManifest:
         return local_manifest(
-            self.bank, self.departments, ScorecardParameters.model_validate(parameters)
+            {"bank": self.bank}, self.departments, ScorecardParameters.model_validate(parameters)
         )
 
     def run(
@@ -38,7 +43,7 @@ class World:
         seed: int = 0,
         channels: dict[str, dict[str, Channel]] | None = None,
         **parameters: object,
-    ) -> LocalRun:
+    ) -> LocalScorecard:
         manifest = manifest or self.manifest(**parameters)
         seeds = local_seeds(["bank", *self.departments], seed)
         return run_scorecard_in_process(

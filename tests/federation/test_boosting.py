@@ -14,11 +14,10 @@ from federation.errors import IntegrityError, Refused, UsageError
 from federation.ledger import What
 from federation.objects import JobManifest, TreesParameters
 from federation.tasks import boosting, registry, scorecard, trees_files
-from federation.tasks.local import local_manifest
+from federation.tasks.local import LocalTrees, local_manifest
 from federation.tasks.trees_columns import Columns
 from federation.tasks.trees_department import Sealing
 from federation.tasks.trees_grow import Bools, Split
-from federation.tasks.trees_local import LocalTrees
 from federation.tasks.trees_messages import Thresholds
 from federation.tasks.trees_plan import rounds_of, tokens_of
 from protocols.linear_query import Department as Owner
@@ -231,7 +230,7 @@ def test_the_task_chooses_its_parameters(world: TreesWorld) -> None:
     again = JobManifest.model_validate_json(manifest.payload())
     assert again == manifest
     assert registry.task_of(manifest) is boosting
-    other = local_manifest(world.bank, world.departments)
+    other = local_manifest({"bank": world.bank}, world.departments)
     assert registry.task_of(other) is scorecard
     with pytest.raises(ValidationError):
         JobManifest.model_validate({**manifest.model_dump(), "task": "scorecard"})

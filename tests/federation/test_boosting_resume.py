@@ -7,8 +7,8 @@ import pytest
 
 from federation.errors import IntegrityError
 from federation.tasks.checkpoints import MemoryCheckpointBook
+from federation.tasks.local import LocalTrees, run_trees_in_process
 from federation.tasks.trees_fit import Tree
-from federation.tasks.trees_local import LocalTrees, run_trees_in_process
 from federation.tasks.trees_plan import COUNT_QUERIES, plan_of
 from tests.federation.trees_data import TreesWorld, make_trees_world
 

@@ -10,8 +10,12 @@ from federation.channel import Traffic
 from federation.errors import UsageError
 from federation.estimate import Speeds, estimate, usual_bins, work_of
 from federation.objects import JobManifest, ScorecardParameters, TreesParameters
-from federation.tasks.local import local_manifest, local_seeds, run_scorecard_in_process
-from federation.tasks.trees_local import local_trees_manifest, run_trees_in_process
+from federation.tasks.local import (
+    local_manifest,
+    local_seeds,
+    run_scorecard_in_process,
+    run_trees_in_process,
+)
 
 FEW = {"min_cohort": 20, "max_bins": 12}
 
@@ -20,9 +24,9 @@ def manifest_of(shape: Shape, **changes: object) -> JobManifest:
     bank, departments = made_up(shape)
     if not shape.trees:
         parameters = ScorecardParameters.model_validate({**FEW, **changes})
-        return local_manifest(bank, departments, parameters)
+        return local_manifest({"bank": bank}, departments, parameters)
     grown = {**FEW, "trees": shape.trees, "max_depth": shape.depth, **changes}
-    return local_trees_manifest(bank, departments, TreesParameters.model_validate(grown))
+    return local_manifest({"bank": bank}, departments, TreesParameters.model_validate(grown))
 
 
 def counted(shape: Shape, manifest: JobManifest) -> dict[str, dict[str, Traffic]]:

@@ -1,6 +1,8 @@
 """Several banks, one network: as good as the pooled one, and the sums add up."""
 
+from collections.abc import Callable
 from functools import cache
+from typing import Unpack
 
 import numpy as np
 import pytest
@@ -14,8 +16,8 @@ from federation.privacy import epsilon_of, noise_for
 from federation.tables import BankData, CategoryColumn, NumberColumn
 from federation.tasks.bank_evaluation import bands_of
 from federation.tasks.horizontal import NeuralResult
-from federation.tasks.local import local_seeds
-from federation.tasks.neural_local import local_neural_manifest, run_neural_in_process
+from federation.tasks.local import Terms, local_manifest, local_seeds, run_job_in_process
+from federation.tasks.local_banks import LocalRounds
 from federation.tasks.neural_plan import first_weights
 from protocols.secagg import MaskedVector
 from server.conductor import Conductor, stand_alone
@@ -53,11 +55,24 @@ def parameters(**changed: object) -> NeuralParameters:
     return NeuralParameters.model_validate({"categories": ("colour",), **SMALL, **changed})
 
 
-def run(of: NeuralParameters, **options: object) -> dict[str, NeuralResult]:
+def run(of: NeuralParameters, **terms: Unpack[Terms]) -> dict[str, NeuralResult]:
     data = banks()
-    manifest = local_neural_manifest(data, of)
-    seeds = local_seeds(list(data), 1)
-    return run_neural_in_process(data, manifest, seeds, conductor_of(manifest), **options)
+    manifest = local_manifest(data, {}, of)
+    return run_rounds(data, manifest, conductor_of(manifest), **terms)
+
+
+def run_rounds(
+    data: dict[str, BankData],
+    manifest: JobManifest,
+    conductor: Conductor,
+    kept: Callable[[bytes], None] = lambda state: None,
+    **terms: Unpack[Terms],
+) -> dict[str, NeuralResult]:
+    rounds = LocalRounds(list(data), manifest.bank, conductor, kept).of
+    done = run_job_in_process(
+        data, {}, manifest, local_seeds(list(data), 1), rounds=rounds, **terms
+    )
+    return dict(done.results)
 
 
 def conductor_of(manifest: JobManifest) -> Conductor:
@@ -100,13 +115,12 @@ def test_the_model_scores_new_customers_as_in_training() -> None:
 def test_a_new_attempt_goes_on_from_the_last_finished_round() -> None:
     of, states = parameters(strategy="fedadam"), list[bytes]()
     data = banks()
-    manifest = local_neural_manifest(data, of)
-    seeds = local_seeds(list(data), 1)
-    whole = run_neural_in_process(data, manifest, seeds, conductor_of(manifest), kept=states.append)
+    manifest = local_manifest(data, {}, of)
+    whole = run_rounds(data, manifest, conductor_of(manifest), kept=states.append)
     again = conductor_of(manifest)
     again.restore(states[2])
     assert again.number == 4
-    rest = run_neural_in_process(data, manifest, seeds, again)
+    rest = run_rounds(data, manifest, again)
     assert len(rest["bank-a"].history) == 3
     assert whole["bank-a"].model.digest() == rest["bank-a"].model.digest()
 
@@ -148,12 +162,12 @@ def test_with_a_budget_training_runs_and_pays_for_it() -> None:
 def test_less_noise_than_the_budget_needs_is_refused() -> None:
     terms = {"epsilon": "1", "noise": "0.5", "sample_rate": "0.1", "steps": 8}
     with pytest.raises(Exception, match="epsilon would be"):
-        local_neural_manifest(banks(), parameters(**terms))
+        local_manifest(banks(), {}, parameters(**terms))
 
 
 def test_two_banks_are_too_few() -> None:
     with pytest.raises(UsageError, match="three banks"):
-        local_neural_manifest(banks(2), parameters())
+        local_manifest(banks(2), {}, parameters())
 
 
 def test_scaling_has_room_for_a_million_customers() -> None:
@@ -175,7 +189,7 @@ def test_every_figure_of_the_report_has_its_place_on_the_page() -> None:
     from federation.report import render_html, report_of_network
 
     result = run(parameters())["bank-a"]
-    manifest = local_neural_manifest(banks(), parameters())
+    manifest = local_manifest(banks(), {}, parameters())
     page = render_html(report_of_network(result, manifest, created="2026-11-23T12:00:00Z"))
     found = re.search(r'id="figures">(.*?)</script>', page, re.DOTALL)
     assert found is not None

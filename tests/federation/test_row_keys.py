@@ -19,9 +19,8 @@ from federation.ledger import What
 from federation.objects import JobManifest, Limits, TreesParameters
 from federation.tables import BankData, DepartmentData
 from federation.tasks import boosting, row_keys, scorecard
-from federation.tasks.local import local_party, local_seeds
+from federation.tasks.local import local_manifest, local_party, local_seeds
 from federation.tasks.party import Party
-from federation.tasks.trees_local import local_trees_manifest
 from protocols import okvs, set_oprf
 from protocols.row_key_agreement import approved_number
 from protocols.row_key_books import M_MAX
@@ -211,8 +210,8 @@ def limited(manifest: JobManifest, **changes: object) -> JobManifest:
 
 def trees_manifest() -> JobManifest:
     world = small_world()
-    return local_trees_manifest(
-        world.bank, world.departments, TreesParameters(trees=1, max_depth=1)
+    return local_manifest(
+        {"bank": world.bank}, world.departments, TreesParameters(trees=1, max_depth=1)
     )
 
 

@@ -18,7 +18,7 @@ from federation.tables import NumberColumn
 from federation.tasks import fit, scorecard
 from federation.tasks.binning import WOE_STEP
 from federation.tasks.fit import fit_logistic, probability, quantise, solve
-from federation.tasks.local import LocalRun
+from federation.tasks.local import LocalScorecard
 from federation.tasks.model import pooled_columns
 from federation.tasks.plan import plan_of
 from protocols.streams import Stream
@@ -27,23 +27,23 @@ from tests.federation.scorecard_data import SUMS_ONLY, World, make_world
 BANK = "bank"
 
 
-def auc(run: LocalRun, scores: NDArray[np.generic]) -> float:
+def auc(run: LocalScorecard, scores: NDArray[np.generic]) -> float:
     """Over all customers: small tests have too few test rows to compare on."""
     return float(roc_auc_score(run.result.labels == 0, scores))
 
 
-def pooled(world: World, run: LocalRun) -> scorecard.PooledFit:
+def pooled(world: World, run: LocalScorecard) -> scorecard.PooledFit:
     parameters = world.manifest().parameters
     return scorecard.fit_pooled(run.result, BANK, world.bank, world.departments, parameters)
 
 
-def points(world: World, run: LocalRun) -> NDArray[np.int64]:
+def points(world: World, run: LocalScorecard) -> NDArray[np.int64]:
     columns = pooled_columns(BANK, world.bank, world.departments)
     return run.result.model.score(columns, world.bank.customers)
 
 
 @pytest.fixture(scope="module")
-def opened() -> tuple[World, LocalRun]:
+def opened() -> tuple[World, LocalScorecard]:
     world = make_world(rows=1000, customers=900)
     return world, world.run(openings=2)
 
@@ -51,7 +51,9 @@ def opened() -> tuple[World, LocalRun]:
 # --- federated = pooled ---------------------------------------------------------------------------
 
 
-def test_with_openings_the_scorecard_is_the_pooled_one(opened: tuple[World, LocalRun]) -> None:
+def test_with_openings_the_scorecard_is_the_pooled_one(
+    opened: tuple[World, LocalScorecard],
+) -> None:
     world, run = opened
     best = pooled(world, run)
     # 0.003 is what two opened scores, rounded to a quarter of a logit, leave on 630 customers.
@@ -70,12 +72,12 @@ def test_without_openings_the_scorecard_is_near_the_pooled_one() -> None:
     assert run.result.openings == ()
 
 
-def test_opened_points_are_those_of_the_model(opened: tuple[World, LocalRun]) -> None:
+def test_opened_points_are_those_of_the_model(opened: tuple[World, LocalScorecard]) -> None:
     world, run = opened
     np.testing.assert_array_equal(run.result.scores, points(world, run))
 
 
-def test_bins_hold_the_training_customers(opened: tuple[World, LocalRun]) -> None:
+def test_bins_hold_the_training_customers(opened: tuple[World, LocalScorecard]) -> None:
     world, run = opened
     columns = pooled_columns(BANK, world.bank, world.departments)
     train = ~run.result.test
@@ -90,7 +92,7 @@ def test_bins_hold_the_training_customers(opened: tuple[World, LocalRun]) -> Non
 
 
 def test_a_duplicate_shares_its_weight_and_a_constant_drops_out(
-    opened: tuple[World, LocalRun],
+    opened: tuple[World, LocalScorecard],
 ) -> None:
     _, run = opened
     notes = " ".join(run.result.notes)
@@ -102,7 +104,7 @@ def test_a_duplicate_shares_its_weight_and_a_constant_drops_out(
         assert abs(twins[0] - twins[1]) < 0.1
 
 
-def test_each_department_holds_its_own_part(opened: tuple[World, LocalRun]) -> None:
+def test_each_department_holds_its_own_part(opened: tuple[World, LocalScorecard]) -> None:
     _, run = opened
     for org, part in run.parts.items():
         assert part.org == org
@@ -195,7 +197,7 @@ def test_a_given_hold_out_is_used() -> None:
 # --- replay ---------------------------------------------------------------------------------------
 
 
-def transcripts(run: LocalRun) -> dict[tuple[str, str], bytes]:
+def transcripts(run: LocalScorecard) -> dict[tuple[str, str], bytes]:
     return {
         (org, peer): item.sent_digest
         for org, peers in run.traffic.items()
@@ -212,7 +214,9 @@ def test_equal_seeds_and_data_send_equal_bytes() -> None:
     assert not transcripts(first).items() & transcripts(other).items()
 
 
-def test_both_ends_of_a_channel_have_seen_the_same_frames(opened: tuple[World, LocalRun]) -> None:
+def test_both_ends_of_a_channel_have_seen_the_same_frames(
+    opened: tuple[World, LocalScorecard],
+) -> None:
     _, run = opened
     for org, peers in run.traffic.items():
         for peer, item in peers.items():
@@ -223,7 +227,7 @@ def test_both_ends_of_a_channel_have_seen_the_same_frames(opened: tuple[World, L
 
 
 def test_everything_that_happened_was_declared_and_nothing_else_works(
-    opened: tuple[World, LocalRun],
+    opened: tuple[World, LocalScorecard],
 ) -> None:
     world, run = opened
     happened = {
@@ -236,7 +240,9 @@ def test_everything_that_happened_was_declared_and_nothing_else_works(
     assert happened == declared
 
 
-def test_bank_and_departments_enter_the_same_disclosures(opened: tuple[World, LocalRun]) -> None:
+def test_bank_and_departments_enter_the_same_disclosures(
+    opened: tuple[World, LocalScorecard],
+) -> None:
     _, run = opened
     mine = set(run.ledgers[BANK].entries())
     for org in run.parts:
@@ -285,7 +291,7 @@ def test_no_entry_shows_the_true_number_of_customers() -> None:
 # --- plan -----------------------------------------------------------------------------------------
 
 
-def test_tokens_are_those_of_the_plan(opened: tuple[World, LocalRun]) -> None:
+def test_tokens_are_those_of_the_plan(opened: tuple[World, LocalScorecard]) -> None:
     world, run = opened
     manifest = world.manifest(openings=2)
     made = plan_of(manifest)
@@ -387,7 +393,7 @@ def test_solve_refuses_what_is_not_positive_definite() -> None:
     np.testing.assert_allclose(matrix @ found, [1.0, 2.0])
 
 
-def test_reasons_name_the_costliest_features(opened: tuple[World, LocalRun]) -> None:
+def test_reasons_name_the_costliest_features(opened: tuple[World, LocalScorecard]) -> None:
     world, run = opened
     model = run.result.model
     used = [feature for feature in model.of(BANK) if feature.is_used]
@@ -399,7 +405,7 @@ def test_reasons_name_the_costliest_features(opened: tuple[World, LocalRun]) -> 
     assert reasons[worst]
 
 
-def test_labels_and_codes_are_in_no_repr(opened: tuple[World, LocalRun]) -> None:
+def test_labels_and_codes_are_in_no_repr(opened: tuple[World, LocalScorecard]) -> None:
     world, run = opened
     text = repr(run.result) + repr(run.parts) + repr(world.bank)
     assert "scores=array" not in text

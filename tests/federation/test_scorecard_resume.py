@@ -22,7 +22,7 @@ from federation.objects import JobManifest
 from federation.tables import NumberColumn
 from federation.tasks import steps
 from federation.tasks.checkpoints import CheckpointBook, MemoryCheckpointBook
-from federation.tasks.local import LocalRun, local_seeds, run_scorecard_in_process
+from federation.tasks.local import LocalScorecard, local_seeds, run_scorecard_in_process
 from federation.tasks.messages import Direction, PointsTables
 from federation.tasks.model_files import model_to_json
 from federation.tasks.plan import plan_of
@@ -67,7 +67,7 @@ class Attempt:
     """What all parties of one attempt sent and entered, up to its end."""
 
     sent: list[tuple[str, object]]
-    run: LocalRun | None
+    run: LocalScorecard | None
 
     def of(self, kind: type[M]) -> list[M]:
         return [message for _, message in self.sent if isinstance(message, kind)]
@@ -119,7 +119,7 @@ def small() -> World:
 
 
 @cache
-def undisturbed() -> LocalRun:
+def undisturbed() -> LocalScorecard:
     run = attempt(small(), small().manifest(**SMALL), 1, {}).run
     assert run is not None
     assert len(run.result.openings) == SMALL["openings"]
@@ -135,7 +135,7 @@ def crash_and_go_on(org: str, step: int, *, is_kept: bool) -> tuple[Attempt, Att
     return first, attempt(world, manifest, 2, books | {org: crashing.on_disk()})
 
 
-def require_same_model(run: LocalRun | None) -> LocalRun:
+def require_same_model(run: LocalScorecard | None) -> LocalScorecard:
     assert run is not None
     before, after = undisturbed().result, run.result
     assert model_to_json(after.model) == model_to_json(before.model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,9 @@ from federation.errors import LianmoError, PartyLost
 from federation.ledger import What
 from federation.objects import ScorecardParameters
 from federation.tables import BankData
-from federation.tasks.local import local_seeds
+from federation.tasks.local import LocalRun, local_manifest, local_seeds, run_job_in_process
 from federation.tasks.messages import PointsTables
 from federation.tasks.model import ScorecardResult
-from federation.tasks.shared_local import SharedRun, run_shared_in_process, shared_manifest
 from tests.federation.scorecard_data import World, make_world
 
 NAMES = ("bank-a", "bank-b", "bank-c")
@@ -43,11 +43,11 @@ def banks() -> dict[str, BankData]:
 
 
 @cache
-def run(**parameters: object) -> SharedRun:
+def run(**parameters: object) -> LocalRun[Any, Any]:
     of = ScorecardParameters.model_validate(parameters)
-    manifest = shared_manifest(banks(), world().departments, of)
+    manifest = local_manifest(banks(), world().departments, of)
     orgs = [*NAMES, *world().departments]
-    return run_shared_in_process(banks(), world().departments, manifest, local_seeds(orgs, 5))
+    return run_job_in_process(banks(), world().departments, manifest, local_seeds(orgs, 5))
 
 
 def results(**parameters: object) -> list[ScorecardResult]:
@@ -92,7 +92,7 @@ def test_departments_tell_statistics_to_all_banks_and_every_disclosure_is_declar
 
 def test_a_bank_that_wants_another_model_than_the_others_is_refused() -> None:
     of = ScorecardParameters(openings=0)
-    manifest = shared_manifest(banks(), world().departments, of)
+    manifest = local_manifest(banks(), world().departments, of)
     orgs = [*NAMES, *world().departments]
     links = in_process(orgs)
     victim = next(iter(world().departments))
@@ -107,7 +107,7 @@ def test_a_bank_that_wants_another_model_than_the_others_is_refused() -> None:
 
     links["bank-c"][victim].send = send  # type: ignore[method-assign] - the attack
     with pytest.raises(LianmoError, match="different models") as caught:
-        run_shared_in_process(
+        run_job_in_process(
             banks(), world().departments, manifest, local_seeds(orgs, 5), channels=links
         )
     assert not isinstance(caught.value, PartyLost)

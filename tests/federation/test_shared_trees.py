@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,7 @@ from federation.errors import LianmoError, PartyLost, UsageError
 from federation.ledger import What
 from federation.objects import TreesParameters
 from federation.tables import BankData
-from federation.tasks.local import local_seeds
-from federation.tasks.shared_local import SharedRun, run_shared_in_process, shared_manifest
+from federation.tasks.local import LocalRun, local_manifest, local_seeds, run_job_in_process
 from protocols.linear_query import Answer
 from tests.federation.trees_data import SMALL, TreesWorld, make_trees_world
 
@@ -47,11 +47,11 @@ def world() -> TreesWorld:
 
 
 @cache
-def run(**parameters: object) -> SharedRun:
+def run(**parameters: object) -> LocalRun[Any, Any]:
     banks, of = banks_of(world()), TreesParameters.model_validate({**SMALL, **parameters})
-    manifest = shared_manifest(banks, world().departments, of)
+    manifest = local_manifest(banks, world().departments, of)
     seeds = local_seeds([*banks, *world().departments], 3)
-    return run_shared_in_process(banks, world().departments, manifest, seeds)
+    return run_job_in_process(banks, world().departments, manifest, seeds)
 
 
 def test_all_banks_grow_the_same_trees() -> None:
@@ -98,13 +98,13 @@ def test_every_disclosure_is_declared_and_sums_are_over_all_banks() -> None:
 def test_two_banks_are_refused_with_the_reason() -> None:
     banks = dict(list(banks_of(world()).items())[:2])
     with pytest.raises(UsageError, match="reads the other's part"):
-        shared_manifest(banks, world().departments, TreesParameters.model_validate(SMALL))
+        local_manifest(banks, world().departments, TreesParameters.model_validate(SMALL))
 
 
 def test_a_department_that_answers_one_bank_otherwise_ends_the_job() -> None:
     """A residue that was changed in one bank's answer is a wrong sum for all of them."""
     banks = banks_of(world())
-    manifest = shared_manifest(
+    manifest = local_manifest(
         banks, world().departments, TreesParameters.model_validate({**SMALL, "trees": 1})
     )
     orgs = [*banks, *world().departments]
@@ -121,7 +121,7 @@ def test_a_department_that_answers_one_bank_otherwise_ends_the_job() -> None:
 
     links[cheat]["bank-b"].send = send  # type: ignore[method-assign] - the attack
     with pytest.raises(LianmoError) as caught:
-        run_shared_in_process(
+        run_job_in_process(
             banks, world().departments, manifest, local_seeds(orgs, 3), channels=links
         )
     assert not isinstance(caught.value, PartyLost)
@@ -130,7 +130,7 @@ def test_a_department_that_answers_one_bank_otherwise_ends_the_job() -> None:
 def test_a_bank_that_loses_a_department_tells_the_others_at_which_stage() -> None:
     banks = banks_of(world())
     of = TreesParameters.model_validate({**SMALL, "trees": 1})
-    manifest = shared_manifest(banks, world().departments, of)
+    manifest = local_manifest(banks, world().departments, of)
     orgs = [*banks, *world().departments]
     links, told = in_process(orgs), list[str]()
     lost = next(iter(world().departments))
@@ -148,7 +148,7 @@ def test_a_bank_that_loses_a_department_tells_the_others_at_which_stage() -> Non
     links["bank-b"][lost].receive = receive  # type: ignore[method-assign, assignment] - the fault
     links["bank-b"]["bank-a"].stop = tell  # type: ignore[method-assign] - looks
     with pytest.raises(PartyLost):
-        run_shared_in_process(
+        run_job_in_process(
             banks, world().departments, manifest, local_seeds(orgs, 3), channels=links
         )
     assert told == ["counts"]

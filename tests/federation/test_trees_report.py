@@ -12,8 +12,8 @@ import pytest
 
 from federation import tree_plots, trees_facts
 from federation.report import Report, render_html, report_json, report_of_trees
+from federation.tasks.local import LocalTrees
 from federation.tasks.trees_fit import Tree
-from federation.tasks.trees_local import LocalTrees
 from federation.tasks.trees_model import TreesModel
 from tests.federation.test_report import Page
 from tests.federation.trees_data import TreesWorld, make_trees_world

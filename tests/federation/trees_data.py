@@ -17,8 +17,7 @@ from federation.objects import JobManifest, TreesParameters
 from federation.tables import BankData, CategoryColumn, Column, DepartmentData, NumberColumn
 from federation.tasks import boosting
 from federation.tasks.boosting import PooledTrees
-from federation.tasks.local import local_seeds
-from federation.tasks.trees_local import LocalTrees, local_trees_manifest, run_trees_in_process
+from federation.tasks.local import LocalTrees, local_manifest, local_seeds, run_trees_in_process
 from federation.tasks.trees_model import TreesResult
 from protocols.streams import Randomness
 
@@ -39,7 +38,7 @@ class TreesWorld:
     def manifest(self, **parameters: object) -> JobManifest:
         """Small trees, unless the parameters say otherwise."""
         made = TreesParameters.model_validate({**SMALL, **parameters})
-        return local_trees_manifest(self.bank, self.departments, made)
+        return local_manifest({"bank": self.bank}, self.departments, made)
 
     def run(
         self,
