@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -53,7 +53,9 @@ from federation.grants import (
 from federation.identity import PrivateKey
 from federation.objects import Purpose, Usage, utc_text
 from federation.registry import Registry
+from federation.trust import TrustStore
 from federation.verification import Answer, Ask, VerificationRequest
+from protocols import merkle
 from tests.clients.persons import certified
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -407,11 +409,8 @@ class World:
 
     def witnessed(self, *orgs: str) -> None:
         """The log as it is now has been cosigned; by default by as many as have to."""
-        signed, _ = self.audit.published()
         homes = [self.homes[org] for org in orgs or ("licence", "bank-b")]
-        notes = {h.org: cosign(signed, h.own(), h.key(Usage.WITNESS), self.now) for h in homes}
-        whole = merged(notes, signed, self.homes["tax"].trust())
-        OwnCheckpoint(self.store).put(OwnState(whole.to_text(), utc_text(self.now)))
+        take_cosigned(self.homes["tax"], self.store, homes, self.now)
 
     def told(self) -> list[NoticeBody]:
         """What the provider's node tells subjects by now."""
@@ -437,6 +436,21 @@ class World:
     def close(self) -> None:
         for store in (self.store, *self.stores.values()):
             store.close()
+
+
+def cosigned_by(
+    signed: merkle.SignedCheckpoint, witnesses: Sequence[Home], trust: TrustStore, now: datetime
+) -> merkle.SignedCheckpoint:
+    """A checkpoint with the cosignatures of these."""
+    notes = {h.org: cosign(signed, h.own(), h.key(Usage.WITNESS), now) for h in witnesses}
+    return merged(notes, signed, trust)
+
+
+def take_cosigned(owner: Home, store: Store, witnesses: Sequence[Home], now: datetime) -> None:
+    """The owner's log as it is now is cosigned, and its node knows."""
+    signed, _ = AuditLog(owner, store).published()
+    whole = cosigned_by(signed, witnesses, owner.trust(), now)
+    OwnCheckpoint(store).put(OwnState(whole.to_text(), utc_text(now)))
 
 
 def copied(template: Path, folder: Path, url: str | None = None) -> World:

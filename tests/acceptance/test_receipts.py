@@ -4,7 +4,10 @@ were given to, from who gave them, and from nobody else (docs/adr/0016)."""
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,14 +16,18 @@ from sqlalchemy import select
 from clients import grants
 from clients.audit import AuditLog
 from clients.completing import Completing
+from clients.consent import Consents
+from clients.home import Home
 from clients.receipt_desk import ReceiptDesk
-from clients.store import EnquiryRow, UseOutboxRow
+from clients.scorer import Wanted as ScoreWanted
+from clients.store import EnquiryRow, Store, UseOutboxRow, opened
+from clients.use_notices import UseNotices
 from clients.verification import Parcel
 from clients.verifier import Enquiry, Wanted
 from clients.witness_book import Verdict, WitnessBook
 from federation import sealing
 from federation.audit import Action, Check, Reason, Receipt, Result, verify_receipt
-from federation.catalogue import Question
+from federation.catalogue import Assurance, Question
 from federation.completion import (
     AT_ONCE,
     ReceiptsAnswer,
@@ -29,6 +36,7 @@ from federation.completion import (
     check_answer,
     shown_by,
 )
+from federation.consent_api import NoticeBody, NoticeEntry, Notices
 from federation.enquiry import Comparison
 from federation.envelope import Envelope, sign
 from federation.errors import IntegrityError, LianmoError, Refused
@@ -37,7 +45,9 @@ from federation.identity import PrivateKey
 from federation.objects import Usage, utc_text
 from federation.trust import TrustStore
 from protocols import merkle
-from tests.acceptance.consent import World
+from tests.acceptance.consent import FIRM, Box, Firm, World, cosigned_by, take_cosigned
+from tests.acceptance.scores import BANK
+from tests.acceptance.watches import WatchWorld
 
 
 class Ways:
@@ -117,7 +127,7 @@ def frame(world: World, asking: ReceiptsRequest, key: PrivateKey | None = None) 
     return sealing.seal(sealing.RECEIPTS, content, sender=sender, recipient=recipient)
 
 
-def opened(world: World, reply: bytes, bank: str = "bank-a") -> ReceiptsAnswer:
+def read_answer(world: World, reply: bytes, bank: str = "bank-a") -> ReceiptsAnswer:
     key = world.homes[bank].key(Usage.ENCRYPT)
     content = sealing.unseal(sealing.PROOFS, reply, sender="tax", key=key)
     return Envelope.from_json(content).unverified(ReceiptsAnswer)
@@ -217,7 +227,7 @@ def test_somebody_else_s_entry_is_refused_and_entered(world: World) -> None:
     world.witnessed()
     asking = request(world, own, shown_by(other), intent, unknown, guessed)
     before = len(refusals(world))
-    reply = opened(world, Ways(world).desk.answer(Parcel("bank-a", frame(world, asking))))
+    reply = read_answer(world, Ways(world).desk.answer(Parcel("bank-a", frame(world, asking))))
     assert [proof.entry for proof in reply.proofs] == [own.entry]
     assert {*reply.refused, own.entry} == {item.entry for item in asking.entries}
     assert refusals(world)[before:] == [(Check.PARTIES, Reason.GRANTEE)]
@@ -231,7 +241,7 @@ def test_a_refused_question_has_no_receipt_to_ask_for(world: World) -> None:
     refused = world.refusals()[-1]
     world.witnessed()
     asking = request(world, shown(world, refused.seq))
-    reply = opened(world, Ways(world).desk.answer(Parcel("bank-a", frame(world, asking))))
+    reply = read_answer(world, Ways(world).desk.answer(Parcel("bank-a", frame(world, asking))))
     assert reply.proofs == ()
     assert reply.refused == (refused.seq,)
 
@@ -255,7 +265,7 @@ def test_a_stale_or_misdirected_request_gets_nothing(
         for key, value in how.items()
     }
     reply = Ways(world).desk.answer(Parcel("bank-a", frame(world, request(world, own, **said))))
-    assert (opened(world, reply).proofs, opened(world, reply).note) == ((), None)
+    assert (read_answer(world, reply).proofs, read_answer(world, reply).note) == ((), None)
     assert refusals(world)[-1][0] is check
 
 
@@ -264,10 +274,10 @@ def test_who_signs_or_carries_in_another_s_name_gets_nothing(world: World) -> No
     world.witnessed()
     desk, asking = Ways(world).desk, request(world, own)
     forged = frame(world, asking, world.homes["bank-b"].key(Usage.REQUEST))
-    assert opened(world, desk.answer(Parcel("bank-a", forged))).proofs == ()
+    assert read_answer(world, desk.answer(Parcel("bank-a", forged))).proofs == ()
     good = frame(world, asking)
     carried = desk.answer(Parcel("bank-b", good))  # under bank-b's name the frame does not open
-    assert opened(world, carried, "bank-b").proofs == ()
+    assert read_answer(world, carried, "bank-b").proofs == ()
     assert refusals(world)[-2:] == [
         (Check.VERIFIER, Reason.INTEGRITY),
         (Check.SEALED, Reason.INTEGRITY),
@@ -279,7 +289,7 @@ def test_who_signs_or_carries_in_another_s_name_gets_nothing(world: World) -> No
         sealing.unseal(
             sealing.PROOFS, reply, sender="tax", key=world.homes["bank-b"].key(Usage.ENCRYPT)
         )
-    assert own.entry == opened(world, reply).proofs[0].entry
+    assert own.entry == read_answer(world, reply).proofs[0].entry
 
 
 # --- what the bank believes -----------------------------------------------------------------------
@@ -293,7 +303,7 @@ def answered(world: World) -> tuple[ReceiptsRequest, Receipt, ReceiptsAnswer]:
     world.witnessed()
     asking = request(world, shown_by(receipt))
     reply = Ways(world).desk.answer(Parcel("bank-a", frame(world, asking)))
-    return asking, receipt, opened(world, reply)
+    return asking, receipt, read_answer(world, reply)
 
 
 def judged(
@@ -348,17 +358,23 @@ def test_a_proof_that_does_not_hold_is_the_owner_s_contradiction(world: World) -
         assert "does not go on" in found.contradiction.what
 
 
+def fork(world: World, point: merkle.Checkpoint) -> tuple[merkle.Tree, merkle.SignedCheckpoint]:
+    """Another history of the tax bureau's log, of the same size, with one entry written anew."""
+    leaves = [entry.payload() for entry in world.entries()][: point.size]
+    leaves[2] = leaves[2].replace(b"2026", b"2025")
+    forked = merkle.Tree([merkle.leaf_hash(leaf) for leaf in leaves])
+    other = merkle.Checkpoint(point.origin, len(forked), forked.root())
+    key = world.homes["tax"].key(Usage.LOG).secret
+    return forked, merkle.sign_checkpoint(other, key)  # type: ignore[arg-type] # Ed25519
+
+
 def test_a_receipt_of_a_forked_log_is_refused_and_both_notes_are_kept(world: World) -> None:
     """The owner gives the bank an answer in one history, and lets witnesses cosign another."""
     found = asked(world, held(world))
     old = receipt_of(world, found)
     note = old.tlog_proof().signed
-    leaves = [entry.payload() for entry in world.entries()][: note.checkpoint.size]
-    leaves[2] = leaves[2].replace(b"2026", b"2025")
-    forked = merkle.Tree([merkle.leaf_hash(leaf) for leaf in leaves])
     tax, seq = world.homes["tax"], shown_by(old).entry
-    point = merkle.Checkpoint(note.checkpoint.origin, len(forked), forked.root())
-    signed = merkle.sign_checkpoint(point, tax.key(Usage.LOG).secret)  # type: ignore[arg-type] # Ed25519
+    forked, signed = fork(world, note.checkpoint)
     bank, store = world.homes["bank-a"], world.stores["bank-a"]
 
     class Forking(Ways):
@@ -491,3 +507,158 @@ def test_a_firm_that_knows_no_witness_takes_the_receipt_as_one_without(world: Wo
     for org in ("licence", "bank-a", "bank-b"):
         stranger.keyring.distrust(org)
     assert grants.read_notice(stranger, content, world.now).receipt.status == "uncosigned"
+
+
+class Mailbox:
+    """A coordinator's mailbox of a firm."""
+
+    def __init__(self) -> None:
+        self.items: list[NoticeEntry] = []
+
+    def put(self, *bodies: NoticeBody) -> None:
+        start = len(self.items) + 1
+        self.items += [
+            NoticeEntry(number=number, sender="tax", sealed=body.sealed)
+            for number, body in enumerate(bodies, start)
+        ]
+
+    def notices(self, mailbox: str, after: int = 0) -> Notices:
+        return Notices(items=tuple(item for item in self.items if item.number > after))
+
+
+@dataclass
+class AtHome:
+    """The world's firm with a home of its own."""
+
+    home: Home
+    store: Store
+    box: Mailbox = field(default_factory=Mailbox)
+
+    def history(self, world: World) -> list[str]:
+        grants.history(self.home, self.store, self.box, world.now)  # type: ignore[arg-type] # a mailbox is all it needs
+        return [item.receipt.status for item in Consents(self.store).uses()]
+
+
+@pytest.fixture
+def firm(world: World, tmp_path: Path) -> Iterator[AtHome]:
+    made = Home.create(
+        tmp_path / "firm",
+        org="firm",
+        kind="enterprise",
+        name="某公司",
+        uscc=FIRM,
+        region="厦门市",
+        now=world.now - timedelta(days=1),
+    )
+    for org in ("tax", "licence", "bank-a", "bank-b", "platform"):
+        made.trust_card(world.homes[org].card())
+    keys = made.key(Usage.GRANT), made.key(Usage.ENCRYPT)
+    world.firm = Firm(FIRM, *keys).certified_by(world.homes["licence"], Assurance.A3)
+    with opened(made.database_url) as store:
+        yield AtHome(made, store)
+
+
+def test_the_firm_s_history_keeps_one_use_and_its_best_receipt(world: World, firm: AtHome) -> None:
+    world.ask(world.grant())
+    world.now += timedelta(seconds=60)
+    firm.box.put(*world.told())
+    assert firm.history(world) == ["uncosigned"]
+    world.witnessed()
+    firm.box.put(*world.told())
+    assert firm.history(world) == ["cosigned"]
+    firm.box.put(firm.box.items[0])  # type: ignore[arg-type] # the first once more
+    assert firm.history(world) == ["cosigned"]
+    (use,) = Consents(firm.store).uses()
+    proven = verify_receipt(use.receipt, firm.home.trust())
+    assert {org for org, _ in proven.witnesses} == {"licence", "bank-b"}
+
+
+def test_a_firm_that_is_shown_a_forked_log_keeps_both(world: World, firm: AtHome) -> None:
+    world.ask(world.grant())
+    world.now += timedelta(seconds=60)
+    firm.box.put(*world.told())
+    assert firm.history(world) == ["uncosigned"]
+    (known,) = Consents(firm.store).uses()
+    tax, proof = world.homes["tax"], known.receipt.tlog_proof()
+    forked, signed = fork(world, proof.signed.checkpoint)
+    witnesses = [world.homes[org] for org in ("licence", "bank-b")]
+    whole = cosigned_by(signed, witnesses, tax.trust(), world.now)
+    path = merkle.Receipt(proof.index, tuple(forked.inclusion_proof(proof.index)), whole)
+    leaf, key_id = known.receipt.leaf_bytes, known.receipt.key_id
+    other = UseNotice(use=known.use, receipt=Receipt.of(tax.own(), key_id, leaf, path, True))
+    recipient = firm.home.key(Usage.ENCRYPT).spki
+    sealed = sealing.seal(sealing.USE, other.to_bytes(), sender="tax", recipient=recipient)
+    firm.box.put(NoticeBody(mailbox=sealed[:16].hex(), sealed=sealed))
+    assert firm.history(world) == ["uncosigned"]
+    (alarm,) = WitnessBook(firm.store).alarms()
+    assert (alarm.kind, alarm.theirs) == (Verdict.FORK, whole.to_text())
+
+
+# --- scores and alerts ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WatchWorld]:
+    made = WatchWorld(tmp_path_factory.mktemp("shared"), "scorecard")
+    yield made
+    made.close()
+
+
+@dataclass
+class Desks:
+    """The bank's carrier to the desks of several owners."""
+
+    world: WatchWorld
+
+    def ask_sealed(self, provider: str, sealed: bytes) -> bytes:
+        home, store = self.world.homes[provider], self.world.stores[provider]
+        return ReceiptDesk(home, store, self.world.clock).answer(Parcel(BANK, sealed))
+
+    def round(self, *owners: str) -> int:
+        for org in owners:
+            others = [self.world.homes[o] for o in ("tax", "power", "licence") if o != org]
+            owner, store = self.world.homes[org], self.world.stores[org]
+            take_cosigned(owner, store, others, self.world.now)
+        bank, store = self.world.homes[BANK], self.world.stores[BANK]
+        return Completing(bank, store, self, self.world.clock).round()
+
+
+def test_a_score_s_receipts_are_completed_one_department_after_the_other(
+    shared: WatchWorld,
+) -> None:
+    name = shared.scorer().score(ScoreWanted(shared.grant(), job=shared.manifest.job)).id
+    desks = Desks(shared)
+    assert desks.round("tax") == 0  # the first that is due is `power`
+    assert desks.round("power") == 1
+    assert desks.round() == 1
+    receipts = shared.scorer().get(name).receipts
+    assert {org: item.status for org, item in receipts.items()} == dict.fromkeys(
+        ("tax", "power"), "cosigned"
+    )
+    assert all(verify_receipt(item, shared.homes[BANK].trust()) for item in receipts.values())
+    assert desks.round() == 0
+
+
+def test_an_alert_s_receipt_is_completed_and_the_firm_is_told_of_the_alert(
+    shared: WatchWorld,
+) -> None:
+    shared.months(0)
+    watched = shared.watch()
+    assert shared.months(2) == 1
+    (told,) = shared.watcher.alerts(watched.digest)
+    assert told.receipt.status == "uncosigned"
+    assert Desks(shared).round("power") == 1
+    (again,) = shared.watcher.alerts(watched.digest)
+    assert (again.receipt.status, again.alert) == ("cosigned", told.alert)
+    verify_receipt(again.receipt, shared.homes[BANK].trust())
+    box = Box()
+    power, wait = shared.homes["power"], timedelta(seconds=60)
+    UseNotices(power, shared.stores["power"], box, shared.clock, wait).round()
+    uses = []
+    for item in box.notices:
+        key = shared.firm.encrypt
+        content = sealing.unseal(sealing.USE, item.sealed, sender="power", key=key)
+        notice = grants.read_notice(shared.homes["platform"], content, shared.now)
+        uses.append(notice.use.unverified(Use))
+    alerts = [use for use in uses if use.grant == watched.request.grant]
+    assert [use.result for use in alerts] == ["value", "alert"]

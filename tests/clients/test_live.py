@@ -1,0 +1,116 @@
+"""What the live process's lines do with frames: questions and requests for receipts part here."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from clients.live import RECEIPTS_WAITING, AnswerLine, ReceiptLine, Repeated
+from clients.verification import Parcel
+from federation import sealing
+from federation.consent_api import Inbox, Outbox, ParcelEntry
+from federation.errors import Unavailable
+
+QUESTION = b"q" * (sealing.LEAST[sealing.ASK] + sealing.OVERHEAD)
+RECEIPTS = b"r" * (sealing.LEAST[sealing.RECEIPTS] + sealing.OVERHEAD)
+
+
+def entry(number: int, sealed: bytes) -> ParcelEntry:
+    return ParcelEntry(id=f"{number:064x}", sender="bank-a", sealed=sealed)
+
+
+class Coordinator:
+    """Hands out one batch, and keeps what is handed in."""
+
+    def __init__(self, *items: ParcelEntry) -> None:
+        self.waiting, self.handed = list(items), list[tuple[list[str], bool]]()
+        self.arrived = threading.Semaphore(0)
+        self.line: Any = None
+
+    def take_sealed(self, wait_s: float) -> Inbox:
+        taken, self.waiting = self.waiting, []
+        if not taken:
+            self.line.stop()
+        return Inbox(items=tuple(taken))
+
+    def reply_sealed(self, body: Outbox, *, take: bool = True) -> Inbox:
+        self.handed.append(([item.id for item in body.items], take))
+        self.arrived.release()
+        return Inbox(items=())
+
+
+class Echo:
+    """Answers every frame."""
+
+    def __init__(self) -> None:
+        self.seen: list[bytes] = []
+
+    def answer(self, parcels: Sequence[Parcel]) -> list[bytes]:
+        self.seen += [parcel.sealed for parcel in parcels]
+        return [b"answer" for _ in parcels]
+
+
+class Desk:
+    """Gives every frame its proofs, once it may."""
+
+    def __init__(self) -> None:
+        self.may, self.seen = threading.Event(), list[bytes]()
+
+    def answer(self, parcel: Parcel) -> bytes:
+        assert self.may.wait(10)
+        self.seen.append(parcel.sealed)
+        return b"proofs"
+
+
+def test_no_question_has_the_size_of_a_request_for_receipts() -> None:
+    assert sealing.is_receipts(RECEIPTS)
+    assert not sealing.is_receipts(QUESTION)
+    assert sealing.LEAST[sealing.RECEIPTS] < sealing.LEAST[sealing.ASK]
+
+
+def test_answers_do_not_wait_for_receipts_and_receipts_take_no_question() -> None:
+    coordinator = Coordinator(entry(1, QUESTION), entry(2, RECEIPTS), entry(3, QUESTION))
+    provider, desk = Echo(), Desk()
+    receipts = ReceiptLine(desk, coordinator, time_class_s=0.001)  # type: ignore[arg-type] # stand-ins
+    line = AnswerLine(provider, coordinator, time_class_s=0.001, receipts=receipts)  # type: ignore[arg-type] # the same
+    coordinator.line = line
+    thread = threading.Thread(target=receipts.run)
+    thread.start()
+    line.run()
+    assert provider.seen == [QUESTION, QUESTION]
+    assert coordinator.handed == [([f"{1:064x}", f"{3:064x}"], True)]
+    desk.may.set()
+    receipts.stop()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert desk.seen == [RECEIPTS]
+    assert coordinator.handed[1:] == [([f"{2:064x}"], False)]
+
+
+def test_requests_for_receipts_beyond_what_can_wait_are_dropped() -> None:
+    coordinator = Coordinator()
+    receipts = ReceiptLine(Desk(), coordinator, time_class_s=0.001)  # type: ignore[arg-type] # stand-ins
+    for number in range(3 * RECEIPTS_WAITING):
+        receipts.put(entry(number, RECEIPTS))
+    assert receipts._waiting.qsize() == RECEIPTS_WAITING
+
+
+def test_what_is_repeated_goes_on_after_any_failure(caplog: pytest.LogCaptureFixture) -> None:
+    failures: list[Exception] = [Unavailable("away"), ValueError("a bug")]
+    done = threading.Event()
+
+    def once() -> None:
+        if failures:
+            raise failures.pop(0)
+        done.set()
+
+    repeated = Repeated("it", once, 0.001)
+    thread = threading.Thread(target=repeated.run)
+    thread.start()
+    assert done.wait(10)
+    repeated.stop()
+    thread.join(10)
+    assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR"]
