@@ -25,8 +25,10 @@ from typing import Protocol
 from clients import grants
 from clients.completing import Completing
 from clients.coordinator_client import CoordinatorClient
+from clients.ending import Endings
 from clients.gate import Gate
 from clients.home import Home
+from clients.incoming import Incoming
 from clients.receipt_desk import ReceiptDesk
 from clients.services import services
 from clients.store import Store
@@ -54,7 +56,7 @@ AGAIN_S = (0.2, 5.0)  # pause after a failure, first and longest
 
 
 class Answers(Protocol):
-    """Turns sealed frames into sealed replies: `Provider`, or a bank's `Watcher`."""
+    """Turns sealed frames into sealed replies: `Incoming`."""
 
     def answer(self, parcels: Sequence[Parcel]) -> list[bytes]:
         """The replies in the order of the frames, empty where there is none."""
@@ -186,7 +188,8 @@ class Repeated:
 
 
 class Follower:
-    """Keeps the status list fresh, and forgets answers that a bank may keep no longer."""
+    """Keeps the status list fresh, tells owners which watches a bank has ended, and forgets what it
+    may keep no longer."""
 
     def __init__(self, home: Home, store: Store, client: CoordinatorClient, every_s: float) -> None:
         self._home, self._store, self._client, self._every_s = home, store, client, every_s
@@ -201,6 +204,7 @@ class Follower:
         while not self._stopped.is_set():
             try:
                 grants.sync(self._home, self._store, self._client, datetime.now(UTC))
+                self._tell()
                 self._forget()
             except LianmoError as error:
                 log.warning("status list not fetched", extra={"reason": str(error)})
@@ -209,8 +213,15 @@ class Follower:
                 log.exception("status list not fetched")
             self._stopped.wait(self._every_s)
 
+    def _asks(self) -> bool:
+        return Usage.REQUEST in USAGES[self._home.own().org_kind]
+
+    def _tell(self) -> None:
+        if self._asks():
+            Watcher(self._home, self._store, self._client, _now).tell_ends()
+
     def _forget(self) -> None:
-        if Usage.REQUEST not in USAGES[self._home.own().org_kind]:
+        if not self._asks():
             return
         if time.monotonic() < self._next_forgetting:
             return
@@ -293,6 +304,8 @@ def serve(home: Home, until: Callable[[], None]) -> None:
         store = stack.enter_context(contextlib.closing(Store.open(home.database_url)))
         client = stack.enter_context(CoordinatorClient(home, retry_s=1.0))
         _begin(stack, "status", Follower(home, store, client, settings.status_every_s))
+        provider = endings = watcher = receipts = None
+        time_class_s = settings.time_class_ms / 1000
         if Usage.ANSWER in usages:
             gate = Gate(home, store, _now)
             provider = Provider(
@@ -303,12 +316,10 @@ def serve(home: Home, until: Callable[[], None]) -> None:
                 services=services(home, store, gate, _now),
                 ready=Witnessed(home, store).require,
             )
-            time_class_s = settings.time_class_ms / 1000
+            endings = Endings(home, store, _now)
             desk = ReceiptDesk(home, store, _now)
             receipts = ReceiptLine(desk, client, time_class_s=time_class_s)
             _begin(stack, "receipts", receipts)
-            line = AnswerLine(provider, client, time_class_s=time_class_s, receipts=receipts)
-            _begin(stack, "answers", line)
             wait = timedelta(seconds=settings.notice_wait_s)
             notices = UseNotices(home, store, client, _now, wait)
             _begin(stack, "notices", Repeated("notices", notices.round, NOTICES_EVERY_S))
@@ -320,10 +331,11 @@ def serve(home: Home, until: Callable[[], None]) -> None:
                 watchman.round()
 
             _begin(stack, "watches", Repeated("watches", watch, settings.watch_every_s))
-        elif Usage.REQUEST in usages:  # alerts come the way that questions go
-            taker = Watcher(home, store, client, _now)
-            line = AnswerLine(taker, client, time_class_s=settings.time_class_ms / 1000)
-            _begin(stack, "alerts", line)
+        if Usage.REQUEST in usages:  # alerts come the way that questions go
+            watcher = Watcher(home, store, client, _now)
+        incoming = Incoming(home, provider=provider, endings=endings, watcher=watcher)
+        line = AnswerLine(incoming, client, time_class_s=time_class_s, receipts=receipts)
+        _begin(stack, "answers", line)
         if Usage.REQUEST in usages:
             from clients.local_api import serving
 

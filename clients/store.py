@@ -58,7 +58,7 @@ from protocols.books import BatchId, StoredAnswer, TokenId
 from protocols.errors import ProtocolError
 from protocols.row_key_books import REFUSALS_MAX, Attempt, StoredReply
 
-HEAD = "0011"  # the newest migration; a test holds it to the scripts
+HEAD = "0012"  # the newest migration; a test holds it to the scripts
 BUSY_TIMEOUT_S = 30  # how long a command waits for another one's transaction
 
 # --- model ----------------------------------------------------------------------------------------
@@ -412,6 +412,9 @@ class WatchRow(Base):
     holds: Mapped[bool]
     last_alert: Mapped[str | None] = mapped_column(String(32))
     ended: Mapped[str | None] = mapped_column(String(32))  # why
+    end_entry: Mapped[int | None] = mapped_column(BigInteger)  # at the provider: of its log
+    # at the bank: what the provider has said to the end
+    end_reply: Mapped[bytes | None] = mapped_column(LargeBinary)
 
 
 class AlertRow(Base):

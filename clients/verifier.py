@@ -138,13 +138,16 @@ class Verifier:
 
     def seal(self, request: Asking, ask: Ask) -> bytes:
         """The frame for the provider's node."""
-        trust = self._home.trust()
-        keys = trust.card(request.provider).of_usage(Usage.ENCRYPT)
+        return self.sealed_to(request.provider, ask.to_bytes())
+
+    def sealed_to(self, provider: str, content: bytes) -> bytes:
+        """The same of any content; Refused if its card has no key for it."""
+        keys = self._home.trust().card(provider).of_usage(Usage.ENCRYPT)
         if not keys:
-            todo = f"ask {request.provider} for a newer card"
-            raise Refused("its card has no active encrypt key", party=request.provider, todo=todo)
+            todo = f"ask {provider} for a newer card"
+            raise Refused("its card has no active encrypt key", party=provider, todo=todo)
         recipient = base64.b64decode(keys[-1].spki)
-        return sealing.seal(sealing.ASK, ask.to_bytes(), sender=self._home.org, recipient=recipient)
+        return sealing.seal(sealing.ASK, content, sender=self._home.org, recipient=recipient)
 
     def open(self, request: Asking, sealed: bytes) -> tuple[Answer, Reply]:
         """The provider's answer to this request, verified with its receipt."""

@@ -7,6 +7,7 @@ the provider's log; it is on disk before the bank says that it has taken it.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import logging
 import secrets
 from collections.abc import Callable, Sequence
@@ -15,27 +16,38 @@ from datetime import datetime
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import select
+from sqlalchemy import Select, or_, select
 
+from clients import grants
 from clients.completing import due_from
 from clients.consent import Consents
 from clients.home import Home, explain
 from clients.store import AlertRow, Store, WatchRow
 from clients.verification import Parcel
 from clients.verifier import Carrier, Verifier
-from clients.watching import ASKED
+from clients.watching import ASKED, REMOVED
 from federation import sealing
 from federation.audit import Receipt, verify_receipt
 from federation.enquiry import Answered
 from federation.envelope import parse, sign
 from federation.errors import Conflict, IntegrityError, LianmoError, NotFound, Refused, UsageError
-from federation.grants import SERVES, Channel
-from federation.objects import Usage, utc_text
+from federation.grants import SERVES, Channel, State
+from federation.objects import Usage, utc_text, utc_time
 from federation.verification import WINDOW, Ask
-from federation.watch import Alert, AlertNotice, AlertTaken, WatchRequest
+from federation.watch import (
+    Alert,
+    AlertNotice,
+    AlertTaken,
+    EndNotice,
+    EndReply,
+    WatchEnd,
+    WatchRequest,
+    check_ended,
+)
 
 log = logging.getLogger("lianmo.watch")
-REMOVED = "removed"
+# how long a sign-up may still be on its way when its end arrives before it
+LATE = 2 * WINDOW
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +69,9 @@ class Watched:
     digest: str
     request: WatchRequest = field(repr=False)
     created: str
-    ended: str | None
+    ended: str | None  # why
+    is_told: bool = False  # the provider has said that it looks no more
+    end_receipt: Receipt | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +142,8 @@ class Watcher:
 
     def get(self, digest: str) -> Watched:
         """One watch, also by the beginning of its digest."""
-        found = [item for item in self.all() if item.digest.startswith(digest)]
+        query = select(WatchRow).where(WatchRow.digest.startswith(digest, autoescape=True))
+        found = self._found(query.limit(2))
         if len(digest) < 8 or not found:
             raise NotFound("there is no such watch", todo="`lianmo verify watch list`")
         if len(found) > 1:
@@ -137,28 +152,98 @@ class Watcher:
 
     def all(self) -> list[Watched]:
         """All watches, the newest first."""
+        return self._found(select(WatchRow))
+
+    def page(self, before: tuple[str, str] | None, limit: int) -> list[Watched]:
+        """The same in pages; `before`: only those after this (created, digest) in that order."""
+        query = select(WatchRow).limit(limit)
+        if before is not None:
+            made, digest = before
+            older = (
+                WatchRow.created < made,
+                (WatchRow.created == made) & (WatchRow.digest > digest),
+            )
+            query = query.where(or_(*older))
+        return self._found(query)
+
+    def _found(self, query: Select[WatchRow]) -> list[Watched]:
+        query = query.where(WatchRow.part == ASKED)
         with self._store.reading() as session:
-            query = select(WatchRow).where(WatchRow.part == ASKED).order_by(WatchRow.created.desc())
-            return [
-                Watched(
-                    row.digest,
-                    WatchRequest.model_validate(parse(row.request)),
-                    row.created,
-                    row.ended,
-                )
-                for row in session.scalars(query)
-            ]
+            rows = session.scalars(query.order_by(WatchRow.created.desc(), WatchRow.digest))
+            found = [_watched(row) for row in rows]
+        ends = {grant: self._end_of_grant(grant) for grant in {x.request.grant for x in found}}
+        return [
+            dataclasses.replace(item, ended=item.ended or ends[item.request.grant])
+            for item in found
+        ]
+
+    def _end_of_grant(self, grant: str) -> str | None:
+        """Why the grant opens nothing any more, as far as this home knows."""
+        try:
+            state = grants.state(self._home, self._store, grant, self._now())
+        except LianmoError:
+            return None
+        return state.value if state in (State.EXPIRED, State.REVOKED) else None
 
     def remove(self, digest: str) -> Watched:
-        """Take no more alerts; the provider ends the watch when its next one is not wanted."""
+        """Take no more alerts, and tell the provider to look no more.
+
+        Where it cannot be told now, `tell_ends` goes on; `is_told` says which.
+        """
         found = self.get(digest)
-        self._end(found.digest, REMOVED)
+        if found.ended is None:
+            self._end(found.digest, REMOVED)
+        receipt = found.end_receipt
+        if not found.is_told or (receipt is not None and receipt.status == "uncosigned"):
+            self._try_to_tell(found)
         return self.get(found.digest)
+
+    def tell_ends(self) -> int:
+        """Tell providers of watches that this bank has ended, where they do not know; how many know
+        now. A watch whose grant is over has ended there too."""
+        waiting = [item for item in self.all() if item.ended == REMOVED and not item.is_told]
+        return sum(
+            self._try_to_tell(item)
+            for item in waiting
+            if self._end_of_grant(item.request.grant) is None
+        )
+
+    def _try_to_tell(self, watched: Watched) -> bool:
+        try:
+            return self._tell(watched)
+        except LianmoError as error:
+            extra = {"watch": watched.digest[:16], "why": error.what}
+            log.warning("end of watch not told yet", extra=extra)
+            return False
+
+    def _tell(self, watched: Watched) -> bool:
+        now, provider, trust = self._now(), watched.request.provider, self._home.trust()
+        key = self._home.key(Usage.ENCRYPT)
+        end = WatchEnd(
+            verifier=self._home.org,
+            provider=provider,
+            watch=watched.digest,
+            created=utc_text(now),
+            reply_key=key.key_id,
+        )
+        notice = EndNotice(end=sign(end, self._home.key(Usage.REQUEST)))
+        sealed = self._verifier.sealed_to(provider, notice.to_bytes())
+        found = self._carrier.ask_sealed(provider, sealed)
+        content = sealing.unseal(sealing.ANSWER, found, sender=provider, key=key)
+        reply = check_ended(content, end, watched.request.grant, trust, now)
+        if reply.receipt is None and now < utc_time(watched.request.expires) + LATE:
+            raise Conflict("keeps no such watch, but the sign-up may be on its way", party=provider)
+        with self._store.writing(WatchRow) as session:
+            session.get_one(WatchRow, watched.digest).end_reply = reply.to_bytes()
+        return True
 
     def alerts(self, watch: str | None = None) -> list[Told]:
         """The alerts that came, the newest first."""
         with self._store.reading() as session:
             query = select(AlertRow).order_by(AlertRow.created.desc(), AlertRow.digest)
+            # an organisation that answers too keeps its own alerts in the same table
+            mine = select(WatchRow.digest).where(WatchRow.part == ASKED)
+            query = query.where(AlertRow.watch.in_(mine))
             if watch is not None:
                 query = query.where(AlertRow.watch == watch)
             rows = [(row.digest, row.notice) for row in session.scalars(query)]
@@ -184,7 +269,9 @@ class Watcher:
 
     def _taken(self, parcel: Parcel) -> bytes:
         key, trust, now = self._home.key(Usage.ENCRYPT), self._home.trust(), self._now()
-        content = sealing.unseal(sealing.ASK, parcel.sealed, sender=parcel.sender, key=key)
+        content = parcel.content or sealing.unseal(
+            sealing.ASK, parcel.sealed, sender=parcel.sender, key=key
+        )
         notice = AlertNotice.from_bytes(content)
         alert = trust.verify(notice.alert, Alert, Usage.ANSWER, now, org=parcel.sender).object
         watched = self.get(alert.watch)
@@ -233,7 +320,20 @@ def plain_watch(watched: Watched) -> dict[str, object]:
         "period": request.period,
         "severity": request.severity.value,
         "ended": watched.ended,
+        "is_told": watched.is_told,
     }
+
+
+def _watched(row: WatchRow) -> Watched:
+    reply = None if row.end_reply is None else EndReply.from_bytes(row.end_reply)
+    return Watched(
+        row.digest,
+        WatchRequest.model_validate(parse(row.request)),
+        row.created,
+        row.ended,
+        reply is not None,
+        reply.receipt if reply is not None else None,
+    )
 
 
 def plain_alert(told: Told) -> dict[str, object]:

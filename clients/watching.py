@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from clients.audit import AuditLog
 from clients.consent import Consents, Debits
@@ -38,6 +38,7 @@ from federation.watch import Alert, AlertNotice, AlertTaken, WatchRequest
 log = logging.getLogger("lianmo.watch")
 KEPT, ASKED = "kept", "asked"
 WATCHING, ALERTED = "watching", "alert"  # as a result
+REMOVED = "removed"  # why a watch ended: its bank wants no more
 # That end a watch for good; others may pass: a stale list, a pause.
 FINAL = {Reason.REVOKED, Reason.EXPIRED, Reason.USES}
 WITHHELD = "withheld"  # in place of the time at which the bank took an alert
@@ -154,6 +155,9 @@ class Watchman:
 
     def _evaluate(self, due: _Due) -> bool:
         request, now = due.request, self._now()
+        if self._over(due.consent):  # whatever else may not hold any more
+            self._end(due.digest, Reason.EXPIRED)
+            return False
         try:
             place, grant = self._require_allowed(request, due.consent, now)
             uses, last_use = self._debits.uses(due.consent)
@@ -161,9 +165,10 @@ class Watchman:
                 raise Denied(Check.BUDGET, Reason.USES, "the grant is used up")
         except Denied as error:
             if error.reason in FINAL:
-                self._end(due, error.reason.value)
+                self._end(due.digest, error.reason)
             raise
         with self._audit.together(now):
+            self._require_going(due.digest)
             intent = self._audit.append(
                 Action.WATCHED,
                 due.digest,
@@ -206,6 +211,7 @@ class Watchman:
         request, stored = due.request, self._consents.get(due.consent)
         grant = stored.grant
         with self._audit.together(now):
+            self._require_going(due.digest)
             intent = self._audit.append(
                 Action.ASKED,
                 due.digest,
@@ -257,9 +263,15 @@ class Watchman:
             row = session.get_one(WatchRow, due.digest)
             row.snapshot, row.holds = snapshot, holds
 
-    def _end(self, due: _Due, why: str) -> None:
-        with self._store.writing(WatchRow) as session:
-            session.get_one(WatchRow, due.digest).ended = why
+    def _end(self, digest: str, why: Reason | None) -> None:
+        end_watch(self._audit, self._store, digest, why, self._now())
+
+    def _require_going(self, digest: str) -> None:
+        """Refused if the watch was ended while it was on its way: inside of the transaction that
+        enters what would be done."""
+        with self._store.reading() as session:
+            if session.get_one(WatchRow, digest).ended is not None:
+                raise Refused("the watch has ended")
 
     # --- delivery
 
@@ -328,10 +340,33 @@ class Watchman:
         taken = trust.verify(found, AlertTaken, Usage.REQUEST, now, org=bank).object
         if taken.alert != digest:
             raise IntegrityError("it has taken another alert", party=bank)
-        with self._store.writing(AlertRow, WatchRow) as session:
+        with self._store.writing(AlertRow) as session:
             session.get_one(AlertRow, digest).taken = taken.created
-            if not taken.wanted:
-                session.get_one(WatchRow, watch).ended = "removed"
+        if not taken.wanted:
+            self._end(watch, None)
+
+
+def end_watch(audit: AuditLog, store: Store, digest: str, why: Reason | None, now: datetime) -> int:
+    """End a watch that this home keeps, with its entry in the log, once; the entry's number.
+
+    why: what ended it; None: its bank. Then alerts that have not left do not leave any more.
+    """
+    with audit.together(now):
+        with store.reading() as session:
+            row = session.get_one(WatchRow, digest)
+            known, consent = row.end_entry, row.consent
+        if known is not None:
+            return known
+        entry = audit.append(
+            Action.WATCH_ENDED, digest, now, actor=Usage.ANSWER, reason=why, job=consent
+        )
+        with store.writing(AlertRow, WatchRow) as session:
+            row = session.get_one(WatchRow, digest)
+            row.ended, row.end_entry = row.ended or (why.value if why else REMOVED), entry.seq
+            if why is None:
+                waiting = AlertRow.watch == digest, AlertRow.taken.is_(None)
+                session.execute(update(AlertRow).where(*waiting).values(taken=WITHHELD))
+    return entry.seq
 
 
 def kept_bytes(signed: Envelope, seq: int) -> bytes:

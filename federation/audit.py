@@ -84,6 +84,7 @@ class Action(StrEnum):
     ASKED = "asked"  # on one enterprise, under its grant: the intent before a value is read
     ANSWERED = "answered"  # what such an intent or refusal came to; `attempt` is the intent's seq
     WATCHED = "watched"  # under a grant: the intent before a watched value is read again
+    WATCH_ENDED = "watch-ended"  # by its bank, or with its grant (`reason`); no look after it
     SCORED = "scored"  # by a bank: the intent before its own row of the enterprise is read
     GRANT_PAUSED = "grant-paused"
     GRANT_RESUMED = "grant-resumed"

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clients.cli.common import JsonFlag, emit, open_home, say, table
+from clients.cli.common import (
+    JsonFlag,
+    emit,
+    open_home,
+    require_place,
+    say,
+    table,
+    write_out,
+)
 from clients.cli.receipt import write_receipts
 
 if TYPE_CHECKING:
@@ -59,7 +67,7 @@ def list_(as_json: JsonFlag = False) -> None:
         found = [plain_watch(item) for item in watcher.all()]
 
     def human() -> str:
-        names = ["watch", "rule", "provider", "field", "op", "arg", "severity", "ended"]
+        names = ["watch", "rule", "provider", "field", "op", "arg", "severity", "ended", "is_told"]
         rows = [[str(item[name] or "-")[:24] for name in names] for item in found]
         return table(names, rows) if rows else "no watches yet"
 
@@ -93,14 +101,30 @@ def alerts(
 
 
 @app.command()
-def remove(watch: WatchId, as_json: JsonFlag = False) -> None:
-    """Take no more alerts of a watch."""
+def remove(
+    watch: WatchId,
+    receipt: Annotated[
+        Path | None, typer.Option(help="Write the receipt that the owner looks no more to a file.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Take no more alerts of a watch, and tell its owner to look no more."""
     from clients.watcher import plain_watch
+    from federation.errors import NotFound
 
-    with _watcher(offline=True) as watcher:
+    if receipt is not None:
+        require_place(receipt)
+    with _watcher() as watcher:
         found = watcher.remove(watch)
     emit(plain_watch(found), as_json)
-    say("the owner ends it at its next alert; revoking the grant ends it at once")
+    if not found.is_told:
+        say(f"{found.request.provider} was not reached; the node goes on to tell it")
+    if receipt is not None:
+        if found.end_receipt is None:
+            todo = "again with `--receipt` once the owner was told"
+            raise NotFound("there is no receipt of this end yet", todo=todo)
+        write_out(receipt, found.end_receipt.to_json())
+        say(f"wrote {receipt}")
 
 
 def question(

@@ -35,7 +35,7 @@ def world(made: WatchWorld) -> WatchWorld:
     with made.stores["power"].writing(WatchRow) as session:
         for row in session.scalars(select(WatchRow).where(WatchRow.ended.is_(None))):
             row.ended = "test"
-    made.is_away = False
+    made.is_away = made.is_lost = False
     made.months(0)
     return made
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import secrets
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
 
 from clients import datasets
 from clients.consent import Consents
+from clients.ending import Endings
 from clients.gate import Gate
+from clients.incoming import Incoming
 from clients.store import WatchRow
 from clients.verification import Parcel
 from clients.verifier import Verifier
@@ -34,23 +37,46 @@ ROW = 3  # of the firm
 class WatchWorld(ScoreWorld):
     """The same with a bank that takes alerts; `months` are the firm's in arrears."""
 
+    bank = BANK
+
     @property
     def watcher(self) -> Watcher:
-        return Watcher(self.homes[BANK], self.stores[BANK], self, self.clock)
+        return Watcher(self.homes[self.bank], self.stores[self.bank], self, self.clock)
+
+    def taker(self) -> Incoming:
+        """What a bank's node takes alerts with."""
+        return Incoming(self.homes[self.bank], watcher=self.watcher)
 
     def watchman(self) -> Watchman:
         home, store = self.homes["power"], self.stores["power"]
         return Watchman(home, store, Gate(home, store, self.clock), self, self.clock)
 
-    def ask_sealed(self, provider: str, sealed: bytes) -> bytes:
-        if provider != BANK:
-            return super().ask_sealed(provider, sealed)
-        if self.is_away:
-            raise Unavailable("its node is not connected", party=BANK)
+    def carried(self, sender: str, provider: str, sealed: bytes) -> bytes:
+        """As in a node: everything that comes to an owner goes through `Incoming`."""
+        home, store = self.homes[provider], self.stores[provider]
+        if provider not in self.incoming:
+            self.incoming[provider] = Incoming(
+                home, provider=self.providers[provider], endings=Endings(home, store, self.clock)
+            )
         self.frames.append((provider, sealed))
-        return self.watcher.answer([Parcel("power", sealed)])[0]
+        replies = self.incoming[provider].answer([Parcel(sender, sealed)])
+        return self.change(provider, replies[0])
 
-    is_away = False
+    def ask_sealed(self, provider: str, sealed: bytes) -> bytes:
+        if provider != self.bank:
+            if self.is_lost:
+                raise Unavailable("did not answer in time", party=provider)
+            return self.carried(self.bank, provider, sealed)
+        if self.is_away:
+            raise Unavailable("its node is not connected", party=provider)
+        self.frames.append((provider, sealed))
+        return self.taker().answer([Parcel("power", sealed)])[0]
+
+    is_away = is_lost = False
+
+    def __init__(self, folder: Path, task: str) -> None:
+        self.incoming: dict[str, Incoming] = {}
+        super().__init__(folder, task)
 
     def months(self, value: float) -> int:
         """The firm's record changes, the owner refreshes; how many alerts follow."""
