@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from clients import grants
+from clients import forgetting, grants
 from clients.completing import Completing
 from clients.coordinator_client import CoordinatorClient
 from clients.ending import Endings
@@ -226,7 +226,8 @@ class Follower:
         if time.monotonic() < self._next_forgetting:
             return
         self._next_forgetting = time.monotonic() + FORGET_EVERY_S
-        if count := Verifier(self._home, self._store, self._client, _now).forget_old():
+        count = Verifier(self._home, self._store, self._client, _now).forget_old()
+        if count := count + forgetting.forget_old(self._store, _now()):
             log.info("answers forgotten", extra={"count": count})
 
 

@@ -21,6 +21,7 @@ from clients import models
 from clients.audit import AuditLog
 from clients.completing import due_from
 from clients.consent import Consents, StoredGrant
+from clients.forgetting import FORGOTTEN
 from clients.gate import Gate
 from clients.grants import Wanted as GrantWanted
 from clients.home import Home
@@ -302,7 +303,7 @@ class Scorer:
         """One score; NotFound if it was never asked for from here."""
         with self._store.reading() as session:
             row = session.scalar(select(ScoreRow).where(ScoreRow.id == name))
-            if row is None:
+            if row is None or row.consent == FORGOTTEN:
                 raise NotFound("there is no such score", todo="`lianmo model scores` lists them")
             return _scored(row)
 
@@ -310,6 +311,7 @@ class Scorer:
         """Scores, the newest first; `before`: only those asked for earlier than that number."""
         with self._store.reading() as session:
             query = select(ScoreRow).order_by(ScoreRow.number.desc()).limit(limit)
+            query = query.where(ScoreRow.consent != FORGOTTEN)
             if before is not None:
                 query = query.where(ScoreRow.number < before)
             if job is not None:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from clients import models
 from clients.consent import Consents
+from clients.drift import drift
+from clients.forgetting import forget_old
 from clients.scorer import Wanted
+from clients.store import ScoreRow
 from federation.audit import Reason
 from federation.catalogue import Assurance
-from federation.errors import LianmoError
+from federation.errors import LianmoError, NotFound
 from federation.objects import Decision
 from federation.scoring import ScorePart
 from federation.tasks.messages import POINTS_LIMIT
@@ -91,3 +96,24 @@ def test_no_score_once_a_department_has_withdrawn(world: ScoreWorld, who: str) -
     with pytest.raises(LianmoError, match="refuses its part"):
         world.scorer().score(Wanted(grant))
     assert [entry.reason for entry in world.refusals(who)[before:]] == [Reason.DECLINED]
+
+
+def test_nothing_of_a_score_is_kept_longer_than_the_firm_has_granted(world: ScoreWorld) -> None:
+    """The department's answers, and whom they are about; the points stay, for drift."""
+    store, scorer = world.stores["bank-a"], world.scorer()
+    made = scorer.score(Wanted(world.grant(retain_answer_days=7)))
+    world.now += timedelta(days=7, seconds=-1)
+    assert forget_old(store, world.now) == 0
+    assert scorer.get(made.id).score is not None
+    world.now += timedelta(seconds=1)
+    assert forget_old(store, world.now) == 1
+    assert forget_old(store, world.now) == 0
+    assert scorer.page(None, 10) == []
+    with pytest.raises(NotFound):
+        scorer.get(made.id)
+    with store.reading() as session:
+        (row,) = session.scalars(select(ScoreRow))
+        left = json.dumps([str(getattr(row, column.name)) for column in ScoreRow.__table__.columns])
+    for secret in (world.firm.uscc, made.grant, made.id, *made.receipts):
+        assert secret not in left
+    assert drift(world.homes["bank-a"], store, world.manifest.job).months[0].scores == 1

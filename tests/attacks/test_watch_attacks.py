@@ -11,6 +11,7 @@ from sqlalchemy import select
 
 from clients import datasets
 from clients.audit import AuditLog
+from clients.forgetting import forget_old
 from clients.home import Home
 from clients.store import AlertRow, WatchRow
 from clients.verification_settings import VerificationSettings
@@ -179,3 +180,13 @@ def test_one_value_that_cannot_be_compared_keeps_no_other_watch_from_its_alert(
         datasets.refresh(world.homes["power"], world.stores["power"], "arrears", world.now)
         assert world.watchman().round() == alerts
     assert [told.alert.rule for told in world.watcher.alerts(second.digest)] == ["second"]
+
+
+def test_an_alert_is_kept_no_longer_than_the_firm_has_granted(world: Running) -> None:
+    watched = world.watch(world.watch_grant(retain_answer_days=7))
+    assert world.months(2) == 1
+    store, came = world.stores[BANK], world.now
+    forget_old(store, came + timedelta(days=7, seconds=-1))
+    assert len(world.watcher.alerts(watched.digest)) == 1
+    forget_old(store, came + timedelta(days=7))
+    assert world.watcher.alerts(watched.digest) == []
