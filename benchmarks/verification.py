@@ -248,7 +248,7 @@ def _granted(homes: dict[str, Home]) -> str:
         provider="tax",
         dataset="firms",
         field="revenue",
-        title="销售收入",
+        title="依法: revenue",
         ops=(Question.COMPARE,),
         thresholds=GRID,
     )
@@ -258,7 +258,7 @@ def _granted(homes: dict[str, Home]) -> str:
         purpose=Purpose.CREDIT_DECISION,
         channel=Channel.VERIFY,
         items=(item,),
-        names=(NamedOrg(org="bank", name="银行"), NamedOrg(org="tax", name="税务局")),
+        names=tuple(NamedOrg(org=org, name=org) for org in ("bank", "tax")),
         max_uses=10_000,
         not_before=utc_text(made),
         expires=utc_text(now + timedelta(days=9)),

@@ -161,7 +161,7 @@ def _item(
         provider=one.provider,
         dataset=one.dataset,
         field=one.field,
-        title=said.description or f"{entry.title}: {said.name}",
+        title=entry.title_of(said),
         ops=one.ops,
         periods=one.periods,
         thresholds=one.thresholds,

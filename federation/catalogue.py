@@ -224,6 +224,10 @@ class Dataset(SignedObject):
         """The field of that name; KeyError if there is none."""
         return {field.name: field for field in self.fields}[name]
 
+    def title_of(self, field: Field) -> str:
+        """The field as an enterprise reads of it before it signs; the owner's words."""
+        return (field.description or f"{self.title}: {field.name}")[:200]
+
     @property
     def features(self) -> tuple[Field, ...]:
         """The fields a job can ask for, in the entry's order."""

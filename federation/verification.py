@@ -336,6 +336,7 @@ def check_asked(
         consent = grants.verify_by_subject(ask.grant, Grant, trust, policy.issuers, now)
         if consent.digest != found.grant:
             raise IntegrityError("the request rests on another grant than the one it brings")
+        _require_names(consent.object, policy.me, trust)
     places = require_granted(found, consent, policy, facts, now)
     grant = consent.object
     return Asked(found, progress.digest, grant, consent.digest, ask.grant, consent, places)
@@ -356,6 +357,7 @@ def require_granted(
     with _check(Check.GRANT):
         grant = grants.require_grant(consent)
         _require_assurance(found, grant, policy.me, facts)
+        _require_titles(grant, policy.me, facts)
     _require_parties(found, grant, policy.me)  # 6
     places = _places(found, grant, facts)
     _require_purpose(found, grant, places)  # 7
@@ -419,6 +421,25 @@ def _require_assurance(found: Asking, grant: Grant, me: str, facts: Facts) -> No
         if said is not None and not grant.assurance.suffices(said.min_assurance):
             what = f"assurance {grant.assurance}, the field asks for {said.min_assurance}"
             raise Denied(Check.GRANT, Reason.ASSURANCE, what)
+
+
+def _require_names(grant: Grant, me: str, trust: TrustStore) -> None:
+    """The notice called the parties by the names in their cards; the bank has drafted it."""
+    for party in grant.names:
+        if party.org in (me, grant.grantee) and party.name != trust.card(party.org).name:
+            raise IntegrityError("the notice names a party otherwise than its card")
+
+
+def _require_titles(grant: Grant, me: str, facts: Facts) -> None:
+    """The notice called this provider's fields what the provider calls them.
+
+    One that showed a field as something else was not about it, whatever was signed.
+    """
+    for item in grant.items:
+        entry = facts.entry(item.dataset) if item.provider == me else None
+        offered = _offered(entry, item.field)
+        if entry is not None and offered is not None and item.title != entry.title_of(offered):
+            raise IntegrityError("the notice names a field otherwise than its owner")
 
 
 def _require_parties(found: Asking, grant: Grant, me: str) -> None:

@@ -290,7 +290,7 @@ class World:
             "provider": "tax",
             "dataset": "firms",
             "field": name,
-            "title": name,
+            "title": FIELDS[name].get("description", f"依法: {name}"),
             "ops": ops[name],
             "thresholds": GRID if "compare" in ops[name] else (),
         }
@@ -310,7 +310,9 @@ class World:
             "purpose": Purpose.CREDIT_DECISION,
             "channel": Channel.VERIFY,
             "items": items,
-            "names": tuple(NamedOrg(org=o, name=o) for o in dict.fromkeys([grantee, *providers])),
+            "names": tuple(
+                NamedOrg(org=o, name=f"{o} 某单位") for o in dict.fromkeys([grantee, *providers])
+            ),
             "max_uses": 1,
             "not_before": utc_text(self.now - timedelta(hours=1)),
             "expires": utc_text(self.now + timedelta(days=30)),

@@ -357,7 +357,7 @@ class ScoreWorld:
             "channel": Channel.SCORE,
             "items": items,
             "model": self.manifest.digest(),
-            "names": tuple(NamedOrg(org=org, name=org) for org in orgs),
+            "names": tuple(NamedOrg(org=org, name=f"{org} 某单位") for org in orgs),
             "max_uses": 3,
             "not_before": utc_text(self.now - timedelta(hours=1)),
             "expires": utc_text(self.now + timedelta(days=30)),

@@ -27,6 +27,7 @@ from federation.grants import (
     BySubject,
     Change,
     GrantEvent,
+    NamedOrg,
     SubjectCard,
     SubjectCertificate,
 )
@@ -47,7 +48,7 @@ def together(world: World, frame: bytes) -> Answered:
     grant = world.grant()
     honest = world.request(grant)
     parcels = [Parcel("bank-a", frame), Parcel("bank-a", world.sealed(honest, grant))]
-    replies, _ = world.provider.answer(parcels)
+    replies = world.provider.answer(parcels)
     return world.verified(honest, replies[1]).result
 
 
@@ -246,3 +247,23 @@ def test_a_reply_key_of_nobody_gets_the_refusal_that_everything_gets(world: Worl
         sizes.append(len(reply))
     assert sizes[0] == sizes[1]
     assert world.uses(grant) == 0
+
+
+# --- a draft that shows the firm another thing ----------------------------------------------------
+
+
+def test_a_field_shown_under_another_name_is_not_granted(world: World) -> None:
+    item = world.item(title="企业注册地址是否存在")
+    grant = world.grant(items=(item,))
+    assert world.ask(grant).result is Answered.REFUSED
+    last = world.refusals()[-1]
+    assert (last.check, last.reason, world.uses(grant)) == (Check.GRANT, Reason.INTEGRITY, 0)
+
+
+@pytest.mark.parametrize("party", ["bank-a", "tax"])
+def test_a_party_shown_under_another_name_is_granted_nothing(world: World, party: str) -> None:
+    names = {"bank-a": "bank-a 某单位", "tax": "tax 某单位"} | {party: "中国人民银行"}
+    grant = world.grant(names=tuple(NamedOrg(org=o, name=n) for o, n in names.items()))
+    assert world.ask(grant).result is Answered.REFUSED
+    last = world.refusals()[-1]
+    assert (last.check, last.reason, world.uses(grant)) == (Check.GRANT, Reason.INTEGRITY, 0)
