@@ -207,9 +207,10 @@ class CoordinatorClient:
         """The sealed questions that wait for this organisation's node."""
         return self._call(Inbox, "GET", f"/sealed?wait={wait_s:g}")
 
-    def reply_sealed(self, body: Outbox, *, take: bool = True) -> Inbox:
-        """Hand in sealed answers and notices; with `take` what waits by now comes back."""
-        return self._call(Inbox, "POST", f"/sealed?take={str(take).lower()}", body, key="")
+    def reply_sealed(self, body: Outbox, wait_s: float | None = None) -> Inbox:
+        """Hand in sealed answers and notices; with a `wait_s` as `take_sealed`, in one request."""
+        path = "/sealed" if wait_s is None else f"/sealed?wait={wait_s:g}"
+        return self._call(Inbox, "POST", path, body, key="")
 
     def hand_in_event(self, bundle: BySubject) -> Taken:
         """Hand in a pause, resumption or revocation of a grant."""

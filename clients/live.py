@@ -101,7 +101,7 @@ class AnswerLine:
                 self._stopped.wait(pause)
 
     def _serve(self, taken: Sequence[ParcelEntry]) -> list[ParcelEntry]:
-        """Answer what was taken; what waits by then."""
+        """Answer what was taken; what comes next, as the same request brings it."""
         began = time.monotonic()
         if self._receipts is not None:
             for item in taken:
@@ -120,7 +120,7 @@ class AnswerLine:
         body = Outbox(items=entries)
         elapsed = time.monotonic() - began
         time.sleep(-elapsed % self._time_class_s)
-        return list(self._client.reply_sealed(body).items)
+        return list(self._client.reply_sealed(body, WAIT_S).items)
 
 
 class ReceiptLine:
@@ -161,7 +161,7 @@ class ReceiptLine:
         time.sleep(-(time.monotonic() - began) % self._time_class_s)
         if sealed:
             entry = ReplyEntry(id=item.id, sealed=sealed)
-            self._client.reply_sealed(Outbox(items=(entry,)), take=False)
+            self._client.reply_sealed(Outbox(items=(entry,)))
 
 
 class Repeated:

@@ -37,8 +37,8 @@ log = logging.getLogger("lianmo.uses")
 class Carrier(Protocol):
     """What of the coordinator it needs."""
 
-    def reply_sealed(self, body: Outbox, *, take: bool = True) -> Inbox:
-        """Hand in notices; `take`: questions that wait come back."""
+    def reply_sealed(self, body: Outbox, wait_s: float | None = None) -> Inbox:
+        """Hand in notices; with a `wait_s`, questions that come come back."""
 
 
 class Place(Protocol):
@@ -158,7 +158,7 @@ class UseNotices:
                 sent.append(row.entry.seq)
             except LianmoError as error:  # of one: it must not keep the others from going
                 log.error("use not told", extra={"entry": row.entry.seq, "reason": error.what})
-        self._carrier.reply_sealed(Outbox(items=(), notices=tuple(notices)), take=False)
+        self._carrier.reply_sealed(Outbox(items=(), notices=tuple(notices)))
         with self._store.writing(UseOutboxRow) as session:
             told = UseOutboxRow.seq.in_(sent)
             if receipts[0].status == "cosigned":

@@ -158,8 +158,8 @@ class Box:
 
     notices: list[NoticeBody] = field(default_factory=list)
 
-    def reply_sealed(self, body: Outbox, *, take: bool = True) -> Inbox:
-        assert not take  # questions that wait are another thread's
+    def reply_sealed(self, body: Outbox, wait_s: float | None = None) -> Inbox:
+        assert wait_s is None  # questions that wait are another thread's
         self.notices += body.notices
         return Inbox(items=())
 

@@ -36,8 +36,8 @@ class Coordinator:
             self.line.stop()
         return Inbox(items=tuple(taken))
 
-    def reply_sealed(self, body: Outbox, *, take: bool = True) -> Inbox:
-        self.handed.append(([item.id for item in body.items], take))
+    def reply_sealed(self, body: Outbox, wait_s: float | None = None) -> Inbox:
+        self.handed.append(([item.id for item in body.items], wait_s is not None))
         self.arrived.release()
         return Inbox(items=())
 
