@@ -22,10 +22,11 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from clients import forgetting, grants
+from clients import grants
 from clients.completing import Completing
 from clients.coordinator_client import CoordinatorClient
 from clients.ending import Endings
+from clients.forgetting import forget_old
 from clients.gate import Gate
 from clients.home import Home
 from clients.incoming import Incoming
@@ -35,7 +36,6 @@ from clients.store import Store
 from clients.use_notices import UseNotices
 from clients.verification import Parcel, Provider
 from clients.verification_settings import VerificationSettings
-from clients.verifier import Verifier
 from clients.watcher import Watcher
 from clients.watching import Watchman
 from clients.witnessed import Witnessed
@@ -226,8 +226,7 @@ class Follower:
         if time.monotonic() < self._next_forgetting:
             return
         self._next_forgetting = time.monotonic() + FORGET_EVERY_S
-        count = Verifier(self._home, self._store, self._client, _now).forget_old()
-        if count := count + forgetting.forget_old(self._store, _now()):
+        if count := forget_old(self._home, self._store, _now()):
             log.info("answers forgotten", extra={"count": count})
 
 

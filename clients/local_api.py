@@ -46,7 +46,7 @@ from federation.api import PROBLEM_TYPE, Body, Page, Problem, problem_of
 from federation.catalogue import Period, Question
 from federation.enquiry import Answered, Comparison
 from federation.errors import LianmoError, Unavailable, UsageError
-from federation.grants import Channel, State
+from federation.grants import GRANT_LIFE, Channel, State
 from federation.keyring import SECRET_MODE, write_once
 from federation.objects import Digest, FieldName, Name, ObjectName, OrgId, Purpose, Time, utc_text
 from federation.request_body import read_body, replay_body
@@ -55,7 +55,7 @@ log = logging.getLogger("lianmo.api")
 
 MAX_BODY = 256 << 10
 MAX_BATCH = 100
-KEY_LIFE = timedelta(days=2)
+KEY_LIFE = GRANT_LIFE + timedelta(days=7)  # then no grant is in force that it could cost a use of
 SOCKET_PATH_MAX = 100  # bytes; Linux takes 107
 HEADERS = (
     (b"cache-control", b"no-store"),

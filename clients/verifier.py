@@ -12,11 +12,11 @@ import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Protocol, TypeVar
 
 from pydantic import ValidationError
-from sqlalchemy import delete, select
+from sqlalchemy import select
 
 from clients.consent import Consents
 from clients.home import Home, explain
@@ -28,7 +28,7 @@ from federation.enquiry import Answered, Comparison
 from federation.envelope import Envelope, sign
 from federation.errors import IntegrityError, LianmoError, NotFound, Refused, UsageError
 from federation.grants import BySubject
-from federation.objects import Usage, utc_text, utc_time
+from federation.objects import Usage, utc_text
 from federation.verification import (
     WINDOW,
     Answer,
@@ -188,27 +188,6 @@ class Verifier:
                 row.due_from = answer.org if reply.receipt.status == "uncosigned" else None
             session.flush()
             return _enquiry(row)
-
-    def forget_old(self) -> int:
-        """Delete questions and answers whose grants' time for keeping them is over; how many."""
-        now, consents, old = self._now(), Consents(self._store), []
-        oldest = utc_text(now - timedelta(days=1))
-        with self._store.reading() as session:
-            query = select(EnquiryRow.number, EnquiryRow.created, EnquiryRow.question)
-            rows = session.execute(query.where(EnquiryRow.created < oldest)).all()
-        days: dict[str, int] = {}
-        for row in rows:
-            question = Envelope.from_json(row.question).unverified(VerificationRequest)
-            if question.grant not in days:
-                days[question.grant] = consents.get(question.grant).grant.retain_answer_days
-            kept = timedelta(days=max(days[question.grant], 1))
-            if utc_time(row.created) + kept <= now:
-                old.append(row.number)
-        with self._store.writing(EnquiryRow) as session:
-            for start in range(0, len(old), 500):
-                chosen = EnquiryRow.number.in_(old[start : start + 500])
-                session.execute(delete(EnquiryRow).where(chosen))
-        return len(old)
 
     def get(self, name: str) -> Enquiry:
         """One question; NotFound if it was never put from here."""

@@ -89,6 +89,7 @@ def draft(
     purpose: Annotated[str, typer.Option(help="One of the closed list.")] = "credit-decision",
     days: Annotated[int, typer.Option(min=1, max=90, help="How long it shall hold.")] = 30,
     uses: Annotated[int, typer.Option(min=1, help="How often it may be used.")] = 1,
+    retain: Annotated[int, typer.Option(min=0, help="Days to keep the scores.")] = 30,
     lang: Annotated[str, typer.Option(help="Of the notice: zh or en.")] = "zh",
     as_json: JsonFlag = False,
 ) -> None:
@@ -117,6 +118,7 @@ def draft(
         now=now,
         days=days,
         max_uses=uses,
+        retain_days=retain,
         lang=Language(lang),
         model=model,
     )

@@ -101,13 +101,14 @@ def test_no_score_once_a_department_has_withdrawn(world: ScoreWorld, who: str) -
 def test_nothing_of_a_score_is_kept_longer_than_the_firm_has_granted(world: ScoreWorld) -> None:
     """The department's answers, and whom they are about; the points stay, for drift."""
     store, scorer = world.stores["bank-a"], world.scorer()
+    bank = world.homes["bank-a"], store
     made = scorer.score(Wanted(world.grant(retain_answer_days=7)))
     world.now += timedelta(days=7, seconds=-1)
-    assert forget_old(store, world.now) == 0
+    assert forget_old(*bank, world.now) == 0
     assert scorer.get(made.id).score is not None
     world.now += timedelta(seconds=1)
-    assert forget_old(store, world.now) == 1
-    assert forget_old(store, world.now) == 0
+    assert forget_old(*bank, world.now) == 1
+    assert forget_old(*bank, world.now) == 0
     assert scorer.page(None, 10) == []
     with pytest.raises(NotFound):
         scorer.get(made.id)

@@ -185,8 +185,8 @@ def test_one_value_that_cannot_be_compared_keeps_no_other_watch_from_its_alert(
 def test_an_alert_is_kept_no_longer_than_the_firm_has_granted(world: Running) -> None:
     watched = world.watch(world.watch_grant(retain_answer_days=7))
     assert world.months(2) == 1
-    store, came = world.stores[BANK], world.now
-    forget_old(store, came + timedelta(days=7, seconds=-1))
+    bank, came = (world.homes[BANK], world.stores[BANK]), world.now
+    forget_old(*bank, came + timedelta(days=7, seconds=-1))
     assert len(world.watcher.alerts(watched.digest)) == 1
-    forget_old(store, came + timedelta(days=7))
+    forget_old(*bank, came + timedelta(days=7))
     assert world.watcher.alerts(watched.digest) == []
