@@ -16,6 +16,7 @@ import resource
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -78,37 +79,26 @@ def serve(
     """Run the node until SIGTERM or SIGINT. Raises Conflict if one runs for this home already."""
     from clients.node import Node
 
-    # A core file would hold keys and data, and stay after the process.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    stopped = threading.Event()
     with (
-        _only_one(home),
-        contextlib.closing(Store.open(home.database_url)) as store,
-        CoordinatorClient(home, retry_s=1.0) as client,
+        _started(home) as here,
         _linked(relay_client(home)) as relay,
         workers(home.config) as executor,
     ):
-        audit = AuditLog(home, store)
-        audit.require_sound(_now())
-        audit.require_clock(_now())
-        clock = ClockWatch()
-        _on_signals(stopped.set)
+        store, audit, stopped = here.store, here.audit, here.stopped
         retention.daily(retention.Retention(home, store, audit), _now, stopped)
-        node_id = _register(home, audit, client, clock, stopped)
+        node_id = _register(here)
         if node_id is None:
             return
-        witnessing = Witnessing(home, store, audit, client, _now)
         threading.Thread(
-            target=witnessing.run, args=(stopped,), name="witness", daemon=True
+            target=here.witnessing().run, args=(stopped,), name="witness", daemon=True
         ).start()
-        followed = (home, audit, client, clock, stopped)
-        threading.Thread(target=_follow, args=followed, name="network", daemon=True).start()
+        threading.Thread(target=_follow, args=(here,), name="network", daemon=True).start()
         runner = Runner(
             home,
-            gate=gate(home, store) if gate else Gate(home, store, _now, clock=clock),
+            gate=gate(home, store) if gate else Gate(home, store, _now, clock=here.clock),
             program=program or partial(_installed_program, home),
             relay=relay,
-            coordinator=client,
+            coordinator=here.client,
             books=Books(
                 store.spent, store.answers, store.replies, store.attempts, SqlRoundBook(store)
             ),
@@ -130,7 +120,7 @@ def serve(
             return
         watcher = threading.Thread(
             target=_after_first_pull,
-            args=(home, client, node, stopped, ready, warm),
+            args=(here, node, ready, warm),
             name="readiness",
             daemon=True,
         )
@@ -147,29 +137,17 @@ def serve_witness(home: Home, *, ready: Callable[[str], None]) -> None:
 
     For who runs no node, as a regulator. Raises Conflict if a node runs for this home already.
     """
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    stopped = threading.Event()
-    with (
-        _only_one(home),
-        contextlib.closing(Store.open(home.database_url)) as store,
-        CoordinatorClient(home, retry_s=1.0) as client,
-    ):
-        audit, clock = AuditLog(home, store), ClockWatch()
-        audit.require_sound(_now())
-        audit.require_clock(_now())
-        _on_signals(stopped.set)
-        while not stopped.is_set():
+    with _started(home) as here:
+        while not here.stopped.is_set():
             try:
-                clock.compare(utc_time(client.health().time), _now())
-                clock.require(_now())
+                here.require_clock()
                 break
             except Unavailable as error:
                 log.warning("waiting for the coordinator", extra={"reason": str(error)})
-                stopped.wait(REGISTER_S)
-        followed = (home, audit, client, clock, stopped)
-        threading.Thread(target=_follow, args=followed, name="network", daemon=True).start()
+                here.stopped.wait(REGISTER_S)
+        threading.Thread(target=_follow, args=(here,), name="network", daemon=True).start()
         ready(f"witness {home.org} ready")
-        Witnessing(home, store, audit, client, _now).run(stopped)
+        here.witnessing().run(here.stopped)
 
 
 def status(home: Home) -> dict[str, Any]:
@@ -193,6 +171,45 @@ def status(home: Home) -> dict[str, Any]:
 
 
 # --- parts of the start ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Here:
+    """What every kind of node has: its store, its log, the coordinator, until it is stopped."""
+
+    home: Home
+    store: Store
+    audit: AuditLog
+    client: CoordinatorClient
+    clock: ClockWatch
+    stopped: threading.Event
+
+    def require_clock(self) -> None:
+        """Raises Refused if the clock is too far from the coordinator's."""
+        self.clock.compare(utc_time(self.client.health().time), _now())
+        self.clock.require(_now())
+
+    def witnessing(self) -> Witnessing:
+        """Of the others' logs, and of this one by others."""
+        return Witnessing(self.home, self.store, self.audit, self.client, _now)
+
+
+@contextlib.contextmanager
+def _started(home: Home) -> Iterator[_Here]:
+    """The only process of this home, with a sound log; from here on signals stop it."""
+    # A core file would hold keys and data, and stay after the process.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with (
+        _only_one(home),
+        contextlib.closing(Store.open(home.database_url)) as store,
+        CoordinatorClient(home, retry_s=1.0) as client,
+    ):
+        audit = AuditLog(home, store)
+        audit.require_sound(_now())
+        audit.require_clock(_now())
+        here = _Here(home, store, audit, client, ClockWatch(), threading.Event())
+        _on_signals(here.stopped.set)
+        yield here
 
 
 def _now() -> datetime:
@@ -242,24 +259,17 @@ def _linked(relay: RelayClient) -> Iterator[RelayClient]:
         leaving.join(LEAVE_S)
 
 
-def _register(
-    home: Home,
-    audit: AuditLog,
-    client: CoordinatorClient,
-    clock: ClockWatch,
-    stopped: threading.Event,
-) -> int | None:
+def _register(here: _Here) -> int | None:
     """Show our card until the coordinator takes it; None if the node is stopped meanwhile.
 
     Raises Refused if the clock is too far from the coordinator's. An organisation that is not
     active in its network waits here until it is.
     """
-    told = ""
-    while not stopped.is_set():
+    home, client, told = here.home, here.client, ""
+    while not here.stopped.is_set():
         try:
-            clock.compare(utc_time(client.health().time), _now())
-            clock.require(_now())
-            network.sync_once(home, audit, client, _now())
+            here.require_clock()
+            network.sync_once(home, here.audit, client, _now())
             return int(client.register(home.card()).node_id)
         except (Unavailable, Refused) as error:
             if isinstance(error, Refused) and not _waits_for_founders(home):
@@ -267,7 +277,7 @@ def _register(
             if error.what != told:
                 log.warning("waiting for the coordinator", extra={"reason": str(error)})
             told = error.what
-            stopped.wait(REGISTER_S if told else 0.5)
+            here.stopped.wait(REGISTER_S if told else 0.5)
     return None
 
 
@@ -280,42 +290,28 @@ def _waits_for_founders(home: Home) -> bool:
     return False
 
 
-def _follow(
-    home: Home,
-    audit: AuditLog,
-    client: CoordinatorClient,
-    clock: ClockWatch,
-    stopped: threading.Event,
-) -> None:
+def _follow(here: _Here) -> None:
     """Documents of the network, newer cards and the coordinator's clock, until the node ends."""
     told = ""
-    while not stopped.wait(NETWORK_S):
-        told = network.sync_once(home, audit, client, _now(), told)
+    while not here.stopped.wait(NETWORK_S):
+        told = network.sync_once(here.home, here.audit, here.client, _now(), told)
         try:
-            clock.compare(utc_time(client.health().time), _now())
-            clock.require(_now())
+            here.require_clock()
         except LianmoError as error:
             log.warning("clock", extra={"reason": str(error)})
 
 
-def _after_first_pull(
-    home: Home,
-    client: CoordinatorClient,
-    node: Any,
-    stopped: threading.Event,
-    ready: Callable[[str], None],
-    warm: bool,
-) -> None:
+def _after_first_pull(here: _Here, node: Any, ready: Callable[[str], None], warm: bool) -> None:
     """Say that the node is ready; then what may be slow."""
     while not node.reached.wait(0.5):
-        if stopped.is_set():
+        if here.stopped.is_set():
             return
-    ready(f"node of {home.org} ready")
+    ready(f"node of {here.home.org} ready")
     if warm:
         kernels.make_ready()
-    while not stopped.wait(REFRESH_S):
+    while not here.stopped.wait(REFRESH_S):
         try:
-            client.register(home.card())
+            here.client.register(here.home.card())
         except LianmoError as error:
             log.warning("not registered again", extra={"reason": str(error)})
 
