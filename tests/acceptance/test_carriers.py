@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import gzip
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -32,26 +31,19 @@ from server.consents import Consents
 from server.store import Store as ServerStore
 from server.verification import SealedRelay
 from tests.acceptance.consent import FIRM, GRID, World
+from tests.system.secrets_scan import disguises, found_in
 
+QUESTIONS = 100
 CANARIES = [FIRM, "revenue", "firms", "1000000", "compare", "match", "credit-decision", "某公司"]
 
 
-def disguises(text: str) -> Iterator[bytes]:
-    raw = text.encode()
-    yield raw
-    yield text.encode("utf-16-le")
-    yield raw.hex().encode()
-    yield gzip.compress(raw, mtime=0)[10:-8]
-    for shift in range(3):  # base64 of it inside of something longer, whatever its place
-        coded = base64.b64encode(b"\0" * shift + raw)
-        yield coded[4 if shift else 0 : -4]
+# shorter forms stand in any ciphertext
+PATTERNS = {text: [form for form in disguises(text) if len(form) >= 5] for text in CANARIES}
 
 
 def assert_unseen(data: bytes) -> None:
-    for canary in CANARIES:
-        for disguise in disguises(canary):
-            if len(disguise) >= 5:  # shorter ones stand in any ciphertext
-                assert disguise not in data
+    """Also not in what is compressed in it."""
+    assert found_in(data, PATTERNS) == set()
 
 
 def consents(world: World, store: ServerStore) -> Consents:
@@ -65,54 +57,62 @@ def consents(world: World, store: ServerStore) -> Consents:
     )
 
 
-async def through(relay: SealedRelay, world: World, sealed: bytes, seen: list[bytes]) -> bytes:
-    """One question all the way, with everything that the coordinator holds on to."""
+async def through(
+    relay: SealedRelay, world: World, frames: list[bytes], seen: list[bytes]
+) -> list[bytes]:
+    """Questions all the way, with everything that the coordinator holds on to."""
     await relay.take("tax", 0)
-    asking = asyncio.create_task(relay.ask("bank-a", "tax", sealed))
+    asking = [asyncio.create_task(relay.ask("bank-a", "tax", sealed)) for sealed in frames]
     await asyncio.sleep(0)
-    items = await relay.take("tax", 0)
-    seen += [sealed, *(item.model_dump_json().encode() for item in items)]
-    replies = world.provider.answer([Parcel(i.sender, i.sealed) for i in items])
-    world.witnessed()
-    body = Outbox(
-        items=tuple(
-            ReplyEntry(id=item.id, sealed=reply) for item, reply in zip(items, replies, strict=True)
-        ),
-        notices=tuple(world.told()),
-    )
-    seen.append(body.model_dump_json().encode())
-    for item in body.items:
-        relay.reply("tax", item.id, item.sealed)
-    return await asking
+    seen += frames
+    while items := await relay.take("tax", 0):
+        seen += [item.model_dump_json().encode() for item in items]
+        replies = world.provider.answer([Parcel(i.sender, i.sealed) for i in items])
+        world.witnessed()
+        body = Outbox(
+            items=tuple(
+                ReplyEntry(id=item.id, sealed=reply)
+                for item, reply in zip(items, replies, strict=True)
+            ),
+            notices=tuple(world.told()),
+        )
+        seen.append(body.model_dump_json().encode())
+        for item in body.items:
+            relay.reply("tax", item.id, item.sealed)
+    return await asyncio.gather(*asking)
 
 
 def test_a30_nothing_that_passes_the_coordinator_shows_what_was_asked(
     world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    grant, seen = world.grant(max_uses=100), list[bytes]()
+    grant, seen = world.grant(max_uses=QUESTIONS), list[bytes]()
     file = tmp_path / "coordinator.db"
 
-    async def questions() -> list[Answered]:
-        relay, words = SealedRelay(), []
-        for number in range(20):
-            request = world.request(grant, arg=GRID[number % 4])
-            reply = await through(relay, world, world.sealed(request, grant), seen)
-            words.append(world.verified(request, reply).result)
-        return words
+    requests = [world.request(grant, arg=GRID[number % 4]) for number in range(QUESTIONS)]
+    frames = [world.sealed(request, grant) for request in requests]
+
+    async def all_of_them() -> list[bytes]:
+        """The first four spend the budget; the others follow from them, and cost nothing."""
+        relay = SealedRelay()
+        first = [(await through(relay, world, [frame], seen))[0] for frame in frames[:4]]
+        return first + await through(relay, world, frames[4:], seen)
 
     with caplog.at_level("DEBUG", "lianmo"), closing(ServerStore(f"sqlite:///{file}")) as store:
-        words = asyncio.run(questions())
+        replies = asyncio.run(all_of_them())
         kept = [Outbox.model_validate_json(data) for data in seen if data.startswith(b'{"items"')]
         for body in kept:
             consents(world, store).keep_notices("tax", body.notices)
-    assert set(words) == {"match", "no_match"}
+    words = [world.verified(*each).result for each in zip(requests, replies, strict=True)]
+    assert words == [Answered.MATCH, Answered.MATCH, Answered.MATCH, Answered.NO_MATCH] * 25
     assert_unseen(b"".join(seen))
-    assert sum(len(body.notices) for body in kept) == 20
+    assert sum(len(body.notices) for body in kept) == QUESTIONS
     for name in tmp_path.glob("coordinator.db*"):
         assert_unseen(name.read_bytes())
     assert FIRM not in caplog.text
-    with pytest.raises(AssertionError):  # the scanner finds what is there
-        assert_unseen(base64.b64encode(b"xx" + FIRM.encode() + b"yy"))
+    hidden = b"xx" + FIRM.encode() + b"yy"  # the scanner finds what is there
+    for said in (base64.b64encode(hidden), hidden.hex().encode(), gzip.compress(hidden * 3)):
+        with pytest.raises(AssertionError):
+            assert_unseen(b"before" + said + b"after")
 
 
 def test_a31_another_recipient_key_opens_nothing_and_is_asked_of_nobody(world: World) -> None:
@@ -148,6 +148,9 @@ def test_a31_dropped_reordered_doubled_or_late_frames_do_no_harm(world: World) -
         world.verified(requests[0], replies[0])
     world.answer_to(frames[0])
     assert (world.refusals()[-1].reason, world.uses(grant)) == (Reason.REPLAYED, 2)
+    before = len(world.entries())
+    world.sealed(world.request(grant), grant)  # dropped on the way in: nobody knows of it
+    assert (len(world.entries()), world.uses(grant)) == (before, 2)
     late = world.sealed(world.request(grant), grant)
     world.now += timedelta(seconds=121)
     world.answer_to(late)

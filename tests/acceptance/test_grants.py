@@ -41,6 +41,7 @@ from tests.acceptance.consent import (
     FIRM,
     NOW,
     OTHER_FIRM,
+    PERIODS,
     REVENUE,
     Firm,
     World,
@@ -145,7 +146,7 @@ def test_a02_the_same_nonce_in_one_batch_is_refused(world: World) -> None:
     frames = [world.sealed(world.request(grant, nonce="ab" * 16), grant) for _ in range(2)]
     world.provider.answer([Parcel("bank-a", frame) for frame in frames])
     assert world.uses(grant) == 1
-    assert world.refusals()[-1].reason is Reason.REPLAYED
+    assert [entry.reason for entry in world.refusals()] == [Reason.REPLAYED]
 
 
 @pytest.mark.parametrize(
@@ -287,6 +288,15 @@ def test_a06_nothing_outside_the_grant_and_the_grid_is_answered(
     grant = world.grant(items=(world.item(ops=("compare",), thresholds=("1000000",)),))
     with Refusal(world, Check.QUESTION, reason):
         assert world.ask(grant, **changes).result is Answered.REFUSED
+
+
+def test_a06_a_period_that_the_field_offers_and_the_grant_leaves_out_is_refused(
+    world: World,
+) -> None:
+    grant = world.grant(items=(world.item("monthly", periods=PERIODS[:2]),), max_uses=9)
+    assert world.ask(grant, period=PERIODS[1]).result is Answered.MATCH
+    with Refusal(world, Check.QUESTION, Reason.NOT_GRANTED):
+        assert world.ask(grant, period=PERIODS[2]).result is Answered.REFUSED
 
 
 def test_a06_a_grant_longer_than_the_field_allows_is_refused(world: World) -> None:
