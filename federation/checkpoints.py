@@ -174,12 +174,17 @@ def everybody(org: str) -> bool:
 def may_witness(
     trust: TrustStore, log: str, is_active: Callable[[str], bool] = everybody
 ) -> list[str]:
-    """Who can cosign the log of this organisation: other legal persons with a witness key."""
+    """Who can cosign the log of this organisation: other legal persons with a witness key.
+
+    Not the platform, which carries the notes: who chooses what each witness sees would be half of
+    those who say that all saw the same.
+    """
     own = trust.card(log).uscc
     return [
         org
         for org in trust
         if trust.card(org).uscc != own
+        and trust.card(org).org_kind is not OrgKind.PLATFORM
         and trust.card(org).of_usage(Usage.WITNESS)
         and is_active(org)
     ]

@@ -883,3 +883,24 @@ def test_many_old_cosignatures_do_not_crowd_out_the_ones_that_count(
         notes[home.org] = cosign(point, home.own(), home.key(Usage.WITNESS), NOW)
     seen = cosigners(merged(notes, newest, trust), "tax", trust)
     assert seen.keys() == {"a16", "a17"}
+
+
+def test_the_platform_is_no_witness_though_it_has_a_key(site: Site) -> None:
+    """Who carries the notes would be half of the quorum, and all of it in a federation of two."""
+    site.enter(number=3)
+    site.rounds("tax", "court")
+    tax, platform = site.homes["tax"], site.homes["platform"]
+    note = cosign(
+        site.audits["tax"].published()[0],
+        platform.own(),
+        platform.key(Usage.WITNESS),
+        site.now,
+    )
+    seen = SeenNote(org="tax", witness="platform", note=note.to_text())
+    site.board.cosign("platform", SeenNotes(items=(seen,)))
+    site.rounds("tax")
+    assert "no witness has confirmed" in site.reason()
+    trust = tax.trust()
+    assert cosigners(note, "tax", trust) == {}
+    few = TrustStore(trust.envelope(org) for org in ("tax", "bank-a", "platform"))
+    assert (cosigners(note, "tax", few), required(few, "tax")) == ({}, 1)
