@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -94,8 +94,11 @@ class Completing:
                 continue
             found = 0
             try:
-                for _ in self._of_owner(org):
-                    found += 1
+                for _ in range(BATCHES):
+                    count, is_whole = self._batch(org)
+                    found += count
+                    if not is_whole:
+                        break
             except LianmoError as error:
                 log.warning("receipts not completed", extra={"org": org, "reason": str(error)})
             if found:
@@ -104,16 +107,6 @@ class Completing:
                 self._pauses[org] = self._clock() + pause, min(2 * pause, PAUSE_S[1])
             done += found
         return done
-
-    def _of_owner(self, org: str) -> Iterator[Completed]:
-        """What was settled, batch after batch, while all of a batch is."""
-        for _ in range(BATCHES):
-            if not (dues := self._dues(org)):
-                return
-            found = [one for one in self._ask(org, dues) if self._settled(org, dues, one)]
-            yield from found
-            if len(found) < len(dues):
-                return
 
     # --- one batch
 
@@ -141,23 +134,33 @@ class Completing:
         receipts = [due.receipt for due in dues]
         return check_answer(opened, request, receipts, trust, self._now())
 
-    def _settled(self, org: str, dues: Sequence[_Due], one: Completed) -> bool:
-        """Store what came of one receipt; False while it waits for witnesses."""
-        due = next(due for due in dues if shown_by(due.receipt).entry == one.entry)
-        receipt = one.receipt
-        if one.is_refused:
-            log.error("receipt refused", extra={"org": org, "entry": one.entry})
-        elif one.contradiction is not None:
-            self._accuse(org, one.contradiction)
-        elif receipt is None:
-            return False
-        else:
-            try:
+    def _batch(self, org: str) -> tuple[int, bool]:
+        """Ask once; how many receipts were settled, and whether more may be."""
+        if not (dues := self._dues(org)):
+            return 0, False
+        found = self._ask(org, dues)
+        has_seen = self._has_seen(org, [one.receipt for one in found if one.receipt is not None])
+        by_entry = {shown_by(due.receipt).entry: due for due in dues}
+        settled = list[tuple[_Due, Receipt | None]]()
+        for one in found:
+            if one.is_refused:
+                log.error("receipt refused", extra={"org": org, "entry": one.entry})
+            elif one.contradiction is not None:
+                self._accuse(org, one.contradiction)
+            elif one.receipt is None:
+                continue  # it waits for witnesses
+            settled.append((by_entry[one.entry], one.receipt if has_seen else None))
+        self._put(org, settled)
+        return len(settled), len(settled) == len(dues)
+
+    def _has_seen(self, org: str, receipts: Sequence[Receipt]) -> bool:
+        """Whether their one checkpoint is of the history that this home has seen as a witness."""
+        try:
+            for receipt in receipts[:1]:
                 require_no_fork(self._home, self._store, receipt, self._now())
-            except IntegrityError as error:
-                log.error("receipt not taken", extra={"org": org, "reason": error.what})
-                receipt = None
-        self._put(org, due, receipt)
+        except IntegrityError as error:
+            log.error("receipts not taken", extra={"org": org, "reason": error.what})
+            return False
         return True
 
     def _accuse(self, org: str, found: Contradiction) -> None:
@@ -194,15 +197,16 @@ class Completing:
                     found.setdefault(shown_by(receipt).entry, _Due(table, key, receipt))
         return list(found.values())
 
-    def _put(self, org: str, due: _Due, receipt: Receipt | None) -> None:
-        """The completed receipt in its place; None: the one that is there stays for good."""
-        with self._store.writing(due.table) as session:
-            row: Any = session.get(due.table, due.key)
-            if row is None or row.due_from != org:
-                return  # forgotten meanwhile, or completed by another process
-            if receipt is not None:
-                _replace(row, org, receipt)
-            row.due_from = due_from(_receipts(row), org)
+    def _put(self, org: str, settled: Sequence[tuple[_Due, Receipt | None]]) -> None:
+        """Completed receipts in their places; None: the one that is there stays for good."""
+        with self._store.writing(*TABLES) as session:
+            for due, receipt in settled:
+                row: Any = session.get(due.table, due.key)
+                if row is None or row.due_from != org:
+                    continue  # forgotten meanwhile, or completed by another process
+                if receipt is not None:
+                    _replace(row, org, receipt)
+                row.due_from = due_from(_receipts(row), org)
 
 
 def _receipts(row: Row) -> dict[str, Receipt]:

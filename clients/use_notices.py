@@ -20,7 +20,7 @@ from sqlalchemy import delete, select, update
 from clients.audit import AuditLog
 from clients.consent import Consents
 from clients.home import Home
-from clients.store import AuditRow, Store, UseOutboxRow
+from clients.store import AuditRow, Store, UseOutboxRow, table_of
 from federation import sealing
 from federation.audit import AuditEntry, Receipt
 from federation.consent_api import TAKE_MAX, Inbox, NoticeBody, Outbox
@@ -32,6 +32,8 @@ from federation.verification import Asking
 from protocols import merkle
 
 log = logging.getLogger("lianmo.uses")
+
+_OUTBOX = table_of(UseOutboxRow)
 
 
 class Carrier(Protocol):
@@ -76,7 +78,7 @@ class UseOutbox:
             "result": result,
         }
         with self._store.writing(UseOutboxRow) as session:
-            session.add(UseOutboxRow(seq=seq, said=said))
+            session.connection().execute(_OUTBOX.insert(), {"seq": seq, "said": said})
 
 
 @dataclass(frozen=True, slots=True)
