@@ -52,7 +52,7 @@ from federation.scoring import (
 from federation.tables import CategoryColumn, Column, NumberColumn
 from federation.tasks.binning import FeatureBins
 from federation.tasks.trees_model import TreesModel
-from federation.verification import WINDOW, Answer, Ask, Reply
+from federation.verification import Answer, Ask, Reply
 
 Value = str | float | None
 
@@ -172,22 +172,15 @@ class Scorer:
 
     def _requests(self, stored: StoredModel, held: StoredGrant) -> dict[str, ScoreRequest]:
         """One for each department, of one session: nonce and times are the same in all."""
-        now, nonce = self._now(), secrets.token_hex(16)
-        grant, key = held.grant, self._home.key(Usage.ENCRYPT).key_id
+        shared = self._verifier.asking(held) | {
+            "channel": Channel.SCORE,
+            "model": stored.digest,
+        }
         return {
             org: ScoreRequest(
-                channel=Channel.SCORE,
+                **shared,
                 request=secrets.token_hex(16),
-                grant=held.digest,
-                verifier=self._home.org,
                 provider=org,
-                subject=grant.subject,
-                purpose=grant.purpose,
-                created=utc_text(now),
-                expires=utc_text(now + WINDOW),
-                nonce=nonce,
-                reply_key=key,
-                model=stored.digest,
                 dataset=stored.manifest.party(org).dataset or "",
             )
             for org in stored.manifest.departments

@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pydantic import ValidationError
 from sqlalchemy import select
 
-from clients.consent import Consents
+from clients.consent import Consents, StoredGrant
 from clients.home import Home, explain
 from clients.store import EnquiryRow, Store
 from federation import sealing
@@ -34,6 +34,7 @@ from federation.verification import (
     Answer,
     Ask,
     Asking,
+    OneField,
     Reply,
     VerificationRequest,
     check_answer,
@@ -106,25 +107,14 @@ class Verifier:
         with ThreadPoolExecutor(AT_ONCE, "ask") as pool:
             return list(pool.map(one, wanted))
 
-    # --- parts that every channel's questions have ------------------------------------------------
-
     def request(self, wanted: Wanted) -> tuple[VerificationRequest, BySubject]:
         """The request and the grant it rests on; raises NotFound or UsageError."""
         stored = Consents(self._store).get(wanted.grant)
-        grant, now = stored.grant, self._now()
         try:
             request = VerificationRequest(
-                channel=grant.channel,
+                **self.asking(stored),
                 request=secrets.token_hex(16),
-                grant=stored.digest,
-                verifier=self._home.org,
                 provider=wanted.provider,
-                subject=grant.subject,
-                purpose=grant.purpose,
-                created=utc_text(now),
-                expires=utc_text(now + WINDOW),
-                nonce=secrets.token_hex(16),
-                reply_key=self._home.key(Usage.ENCRYPT).key_id,
                 dataset=wanted.dataset,
                 field=wanted.field,
                 op=wanted.op,
@@ -135,6 +125,23 @@ class Verifier:
         except ValidationError as error:
             raise UsageError(f"the question: {explain(error)}") from None
         return request, stored.bundle
+
+    # --- parts that every channel's questions have ------------------------------------------------
+
+    def asking(self, held: StoredGrant) -> dict[str, Any]:
+        """What requests of this moment under a grant say; `request` and `provider` are each's."""
+        grant, now = held.grant, self._now()
+        return {
+            "channel": grant.channel,
+            "grant": held.digest,
+            "verifier": self._home.org,
+            "subject": grant.subject,
+            "purpose": grant.purpose,
+            "created": utc_text(now),
+            "expires": utc_text(now + WINDOW),
+            "nonce": secrets.token_hex(16),
+            "reply_key": self._home.key(Usage.ENCRYPT).key_id,
+        }
 
     def seal(self, request: Asking, ask: Ask) -> bytes:
         """The frame for the provider's node."""
@@ -215,12 +222,9 @@ def _enquiry(row: EnquiryRow) -> Enquiry:
     return Enquiry(row.id, row.number, question, row.created, result, answer, receipt)
 
 
-def plain(enquiry: Enquiry) -> dict[str, object]:
-    """As the command line and the local API show it."""
-    request, answer = enquiry.request, enquiry.answer
+def plain_question(request: OneField) -> dict[str, object]:
+    """What is asked of whom, as the command line and the local API show it."""
     return {
-        "id": enquiry.id,
-        "created": enquiry.created,
         "grant": request.grant,
         "provider": request.provider,
         "dataset": request.dataset,
@@ -229,6 +233,16 @@ def plain(enquiry: Enquiry) -> dict[str, object]:
         "comparison": request.comparison.value if request.comparison else None,
         "arg": request.arg,
         "period": request.period,
+    }
+
+
+def plain(enquiry: Enquiry) -> dict[str, object]:
+    """As the command line and the local API show it."""
+    answer = enquiry.answer
+    return {
+        "id": enquiry.id,
+        "created": enquiry.created,
+        **plain_question(enquiry.request),
         "result": enquiry.result.value if enquiry.result else None,
         "value": answer.value if answer else None,
         "as_of": answer.as_of if answer else None,

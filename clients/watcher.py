@@ -24,7 +24,7 @@ from clients.consent import Consents
 from clients.home import Home, explain
 from clients.store import AlertRow, Store, WatchRow
 from clients.verification import Parcel
-from clients.verifier import Carrier, Verifier
+from clients.verifier import Carrier, Verifier, plain_question
 from clients.watching import ASKED, REMOVED
 from federation import sealing
 from federation.audit import Receipt, verify_receipt
@@ -100,24 +100,15 @@ class Watcher:
             raise Refused(f"the grant is for {held.grant.channel}, not to watch under", todo=todo)
         if held.grant.purpose not in SERVES[Channel.WATCH]:
             raise Refused(f"the purpose {held.grant.purpose} is none to watch for", todo=todo)
-        plain = {
-            "channel": held.grant.channel,
+        plain = self._verifier.asking(held) | {
             "request": secrets.token_hex(16),
-            "grant": held.digest,
-            "verifier": self._home.org,
             "provider": wanted.provider,
-            "subject": held.grant.subject,
-            "purpose": held.grant.purpose,
-            "created": utc_text(now),
-            "expires": utc_text(now + WINDOW),
-            "nonce": secrets.token_hex(16),
-            "reply_key": self._home.key(Usage.ENCRYPT).key_id,
             "rule": wanted.rule,
             "severity": wanted.severity,
             "debounce_s": wanted.debounce_s,
-        } | wanted.question
+        }
         try:
-            request = WatchRequest.model_validate(plain)
+            request = WatchRequest.model_validate(plain | wanted.question)
         except ValidationError as error:
             raise UsageError(f"the watch: {explain(error)}") from None
         signed = sign(request, self._home.key(Usage.REQUEST))
@@ -309,15 +300,8 @@ def plain_watch(watched: Watched) -> dict[str, object]:
     return {
         "watch": watched.digest,
         "created": watched.created,
-        "grant": request.grant,
-        "provider": request.provider,
         "rule": request.rule,
-        "dataset": request.dataset,
-        "field": request.field,
-        "op": request.op.value,
-        "comparison": request.comparison.value if request.comparison else None,
-        "arg": request.arg,
-        "period": request.period,
+        **plain_question(request),
         "severity": request.severity.value,
         "ended": watched.ended,
         "is_told": watched.is_told,

@@ -25,7 +25,7 @@ from clients.verification import Debit, Facts, Outcome
 from clients.verification_settings import VerificationSettings
 from clients.verifier import Carrier
 from federation import enquiry, sealing
-from federation.audit import Action, Check, Reason, Result
+from federation.audit import Action, AuditEntry, Check, Reason, Result
 from federation.catalogue import Field
 from federation.enquiry import BIT, Answered, Comparison
 from federation.envelope import Envelope, parse, sign
@@ -168,16 +168,7 @@ class Watchman:
                 self._end(due.digest, error.reason)
             raise
         with self._audit.together(now):
-            self._require_going(due.digest)
-            intent = self._audit.append(
-                Action.WATCHED,
-                due.digest,
-                now,
-                actor=Usage.ANSWER,
-                outcome=Result.ADMITTED,
-                job=due.consent,
-                subject=request.subject.encode(),
-            )
+            intent = self._enter(Action.WATCHED, due, now)
         catalogue, as_of = place.entry.digest(), place.entry.as_of
         holds, snapshot, _ = _look(self._gate, intent.seq, request, place.offered, catalogue)
         if not holds or due.holds:
@@ -211,16 +202,7 @@ class Watchman:
         request, stored = due.request, self._consents.get(due.consent)
         grant = stored.grant
         with self._audit.together(now):
-            self._require_going(due.digest)
-            intent = self._audit.append(
-                Action.ASKED,
-                due.digest,
-                now,
-                actor=Usage.ANSWER,
-                outcome=Result.ADMITTED,
-                job=due.consent,
-                subject=request.subject.encode(),
-            )
+            intent = self._enter(Action.ASKED, due, now)
             left = grant.max_uses - self._debits.use(due.consent, now)
             alert = Alert(
                 org=self._home.org,
@@ -266,12 +248,21 @@ class Watchman:
     def _end(self, digest: str, why: Reason | None) -> None:
         end_watch(self._audit, self._store, digest, why, self._now())
 
-    def _require_going(self, digest: str) -> None:
-        """Refused if the watch was ended while it was on its way: inside of the transaction that
-        enters what would be done."""
+    def _enter(self, action: Action, due: _Due, now: datetime) -> AuditEntry:
+        """What is about to be done, in the caller's transaction; Refused if the watch was ended
+        while it was on its way."""
         with self._store.reading() as session:
-            if session.get_one(WatchRow, digest).ended is not None:
+            if session.get_one(WatchRow, due.digest).ended is not None:
                 raise Refused("the watch has ended")
+        return self._audit.append(
+            action,
+            due.digest,
+            now,
+            actor=Usage.ANSWER,
+            outcome=Result.ADMITTED,
+            job=due.consent,
+            subject=due.request.subject.encode(),
+        )
 
     # --- delivery
 
