@@ -177,8 +177,9 @@ class Consents:
     def put_status(self, envelope: Envelope, trust: TrustStore, now: datetime) -> StatusList:
         """Keep a status list that is newer than the one that is here, and whole.
 
-        Raises IntegrityError if the platform has not signed it, Conflict for an older one or one
-        that lists events which are not here.
+        Raises IntegrityError if the platform has not signed it or it leaves a revoked certificate
+        out that was listed before, Conflict for an older one or one that lists events which are not
+        here.
         """
         found = trust.verify(envelope, StatusList, Usage.GRANT, now)
         if trust.card(found.org).org_kind is not OrgKind.PLATFORM:
@@ -190,6 +191,11 @@ class Consents:
             row = session.get(StatusListRow, found.org)
             if row is not None and row.sequence > found.object.sequence:
                 raise Conflict("an older status list than the one here", party=found.org)
+            if row is not None:
+                last = Envelope.from_json(row.envelope).unverified(StatusList)
+                if not set(last.certificates) <= set(found.object.certificates):
+                    what = "the status list has forgotten a certificate that was revoked"
+                    raise IntegrityError(what, party=found.org, todo="keep both for the auditor")
             data = envelope.to_json()
             if row is not None and row.sequence == found.object.sequence and row.envelope != data:
                 what = "two status lists of one number"

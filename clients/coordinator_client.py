@@ -45,6 +45,7 @@ from federation.consent_api import (
     Inbox,
     Notices,
     Outbox,
+    RevocationBody,
     StatusBody,
     Taken,
 )
@@ -216,9 +217,10 @@ class CoordinatorClient:
         """Hand in a pause, resumption or revocation of a grant."""
         return self._call(Taken, "POST", "/grants/events", bundle)
 
-    def revoke_certificate(self, revocation: Envelope) -> Taken:
+    def revoke_certificate(self, revocation: Envelope, certificate: Envelope) -> Taken:
         """Hand in the revocation of a subject's certificate."""
-        return self._call(Taken, "POST", "/grants/certificate-revocations", revocation)
+        body = RevocationBody(revocation=revocation, certificate=certificate)
+        return self._call(Taken, "POST", "/grants/certificate-revocations", body)
 
     def status_list(self) -> Envelope:
         """The newest list of what happened to grants."""

@@ -68,6 +68,13 @@ class Notices(Body):
     items: tuple[NoticeEntry, ...]
 
 
+class RevocationBody(Body):
+    """An issuer's revocation of a certificate, and the certificate: it has to be its own."""
+
+    revocation: Envelope
+    certificate: Envelope
+
+
 class EventBundles(Body):
     """Events that were asked for, as their signers handed them in."""
 

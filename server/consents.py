@@ -12,14 +12,16 @@ import sqlalchemy as sa
 from federation.catalogue import Assurance
 from federation.consent_api import NoticeBody, NoticeEntry
 from federation.envelope import Envelope, sign
-from federation.errors import NotFound, Refused, Unavailable
+from federation.errors import IntegrityError, NotFound, Refused, Unavailable
 from federation.grants import (
     GRANT_LIFE,
     MAX_LISTED,
     BySubject,
     CertificateRevocation,
+    Change,
     GrantEvent,
     StatusList,
+    SubjectCertificate,
     verify_by_subject,
 )
 from federation.identity import PrivateKey
@@ -36,6 +38,9 @@ from server.store import (
 LIST_EVERY = timedelta(seconds=10)  # between two lists that say the same
 LIST_LIFE = timedelta(minutes=30)  # a provider may ask for a younger one
 EVENTS_A_DAY = 2000  # of one caller
+# Where the list is full no provider answers anybody: nobody's part of it grows to that.
+EVENTS_OF_SUBJECT = 100  # and as many again for revocations, which a firm must always have
+REVOKED_OF_ISSUER = MAX_LISTED // 4
 NOTICES_KEPT = timedelta(days=180)
 NOTICES_PAGE = 100
 KEPT = GRANT_LIFE + timedelta(days=7)  # an event on a grant that has ended says nothing
@@ -75,22 +80,37 @@ class Consents:
                 )
                 if (mine or 0) >= EVENTS_A_DAY:
                     raise Refused("too many events of one caller in a day", party=org)
+                if found.subject is not None:
+                    of_subject = session.scalar(query.where(GrantEventRow.subject == found.subject))
+                    is_last = found.object.change is Change.REVOKE
+                    if (of_subject or 0) >= EVENTS_OF_SUBJECT * (1 + is_last):
+                        raise Refused("too many events of one enterprise", party=org)
                 row = GrantEventRow(
-                    digest=found.digest, sender=org, bundle=bundle.to_json(), created=now
+                    digest=found.digest,
+                    sender=org,
+                    subject=found.subject,
+                    bundle=bundle.to_json(),
+                    created=now,
                 )
                 session.add(row)
         return found.digest
 
-    def take_revocation(self, org: str, envelope: Envelope) -> str:
-        """Keep an issuer's revocation of a certificate."""
-        now = self._now()
-        found = self._trust().verify(envelope, CertificateRevocation, Usage.CERTIFY, now, org=org)
+    def take_revocation(self, org: str, envelope: Envelope, certificate: Envelope) -> str:
+        """Keep an issuer's revocation of a certificate of its own; of another's: IntegrityError."""
+        now, trust = self._now(), self._trust()
+        found = trust.verify(envelope, CertificateRevocation, Usage.CERTIFY, now, org=org)
+        word = trust.verify(certificate, SubjectCertificate, Usage.CERTIFY, now, org=org)
+        if found.object.certificate != word.digest:
+            raise IntegrityError("the revocation is of another certificate", party=org)
+        row = CertificateRevocationRow(
+            certificate=word.digest, org=org, envelope=envelope.to_json(), created=now
+        )
         with self._store.write() as session:
-            session.merge(
-                CertificateRevocationRow(
-                    certificate=found.object.certificate, envelope=envelope.to_json(), created=now
-                )
-            )
+            query = sa.select(sa.func.count()).select_from(CertificateRevocationRow)
+            mine = session.scalar(query.where(CertificateRevocationRow.org == org))
+            if (mine or 0) >= REVOKED_OF_ISSUER:
+                raise Refused("too many revoked certificates of one issuer", party=org)
+            session.merge(row)
         return found.digest
 
     def events(self, entries: Sequence[str]) -> tuple[BySubject, ...]:

@@ -172,6 +172,7 @@ class GrantEventRow(Base):
 
     digest: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
     sender: Mapped[str] = mapped_column(sa.String(32), index=True)
+    subject: Mapped[str | None] = mapped_column(sa.String(18), index=True)  # None: the platform
     bundle: Mapped[bytes] = mapped_column(sa.LargeBinary)
     created: Mapped[datetime] = mapped_column(UtcTime)
 
@@ -182,6 +183,7 @@ class CertificateRevocationRow(Base):
     __tablename__ = "certificate_revocations"
 
     certificate: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    org: Mapped[str | None] = mapped_column(sa.String(32))  # its issuer
     envelope: Mapped[bytes] = mapped_column(sa.LargeBinary)
     created: Mapped[datetime] = mapped_column(UtcTime)
 

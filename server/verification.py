@@ -32,6 +32,7 @@ from federation.consent_api import (
     Notices,
     Outbox,
     ParcelEntry,
+    RevocationBody,
     StatusBody,
     Taken,
 )
@@ -40,7 +41,7 @@ from federation.grants import BySubject
 from federation.objects import KeyId, OrgId
 from federation.sealing import MAX_SEALED, OVERHEAD, STEP
 from protocols.streams import encode
-from server.app import Caller, Signed
+from server.app import Caller
 from server.consents import Consents
 
 QUEUE_MAX = 1024  # questions that wait for one provider
@@ -195,9 +196,9 @@ def router(relay: SealedRelay, consents: Consents) -> APIRouter:
         return Taken(digest=consents.take_event(org, body))
 
     @api.post("/grants/certificate-revocations", status_code=201)
-    def hand_in_revocation(org: Caller, envelope: Signed) -> Taken:
+    def hand_in_revocation(org: Caller, body: RevocationBody) -> Taken:
         """Hand in an issuer's revocation of a subject's certificate."""
-        return Taken(digest=consents.take_revocation(org, envelope))
+        return Taken(digest=consents.take_revocation(org, body.revocation, body.certificate))
 
     @api.get("/grants/status")
     def status() -> StatusBody:

@@ -332,10 +332,10 @@ def uncertify(
     from clients import grants
     from clients.coordinator_client import CoordinatorClient
 
-    home = open_home()
-    revocation = grants.revoke_certificate(home, read_envelope(file), _now())
+    home, certificate = open_home(), read_envelope(file)
+    revocation = grants.revoke_certificate(home, certificate, _now())
     with CoordinatorClient(home) as client:
-        taken = client.revoke_certificate(revocation)
+        taken = client.revoke_certificate(revocation, certificate)
     emit({"revocation": taken.digest}, as_json)
 
 

@@ -7,12 +7,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import tracemalloc
+from collections.abc import Iterator
+from contextlib import closing
 from datetime import timedelta
+from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+import server.consents
 from clients import datasets, grants
 from clients.consent import Consents
 from clients.lookup import Lookup, OneValue
@@ -21,19 +26,24 @@ from federation.audit import Check, Reason
 from federation.catalogue import Assurance
 from federation.enquiry import Answered
 from federation.envelope import Envelope, sign
-from federation.errors import IntegrityError
+from federation.errors import IntegrityError, Refused
 from federation.grants import (
     LAST_EVENT,
     BySubject,
+    CertificateRevocation,
     Change,
     GrantEvent,
     NamedOrg,
+    StatusList,
     SubjectCard,
     SubjectCertificate,
 )
 from federation.identity import USAGES, PrivateKey, card_signers, key_id
 from federation.objects import KeyRecord, OrgKind, Usage, utc_text
+from server.consents import Consents as ServerConsents
+from server.store import Store as ServerStore
 from tests.acceptance.consent import CODES, FIELDS, FIRM, NOW, OTHER_FIRM, Firm, World
+from tests.acceptance.test_carriers import consents
 from tests.clients.persons import certified, request_of
 
 FIRST_YEAR = {"not_before": "0001-01-01T00:00:00Z", "not_after": "0001-12-31T00:00:00Z"}
@@ -267,3 +277,67 @@ def test_a_party_shown_under_another_name_is_granted_nothing(world: World, party
     assert world.ask(grant).result is Answered.REFUSED
     last = world.refusals()[-1]
     assert (last.check, last.reason, world.uses(grant)) == (Check.GRANT, Reason.INTEGRITY, 0)
+
+
+# --- the status list ------------------------------------------------------------------------------
+
+
+def test_a_list_that_forgets_a_revoked_certificate_is_not_taken(world: World) -> None:
+    grant = world.grant()
+    world.uncertified = [hashlib.sha256(world.firm.certificate.payload).hexdigest()[:32]]
+    world.refresh()
+    world.uncertified = []
+    with pytest.raises(IntegrityError, match="forgotten a certificate"):
+        world.refresh()
+    assert world.ask(grant).result is Answered.REFUSED
+    assert world.refusals()[-1].reason is Reason.REVOKED
+
+
+@pytest.fixture
+def desk(world: World, tmp_path: Path) -> Iterator[ServerConsents]:
+    with closing(ServerStore(f"sqlite:///{tmp_path / 'desk.db'}")) as store:
+        yield consents(world, store)
+
+
+def test_an_issuer_takes_back_its_own_certificates_alone(
+    world: World, desk: ServerConsents
+) -> None:
+    other, firm = world.homes["platform"], world.firm
+    digest = hashlib.sha256(firm.certificate.payload).hexdigest()
+    word = CertificateRevocation(org="platform", certificate=digest, created=utc_text(world.now))
+    forged = sign(word, other.key(Usage.CERTIFY))
+    own = Firm(OTHER_FIRM).certified_by(other, Assurance.A2).certificate
+    for certificate in (firm.certificate, own):
+        with pytest.raises(IntegrityError):
+            desk.take_revocation("platform", forged, certificate)
+    assert desk.status().unverified(StatusList).certificates == ()
+    honest = grants.revoke_certificate(world.homes["licence"], firm.certificate, world.now)
+    desk.take_revocation("licence", honest, firm.certificate)
+    assert desk.status().unverified(StatusList).certificates == (digest[:32],)
+
+
+def test_one_firm_does_not_fill_the_list_and_can_still_revoke(
+    world: World, desk: ServerConsents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.consents, "EVENTS_OF_SUBJECT", 3)
+    grant, banks = world.grant(), cycle(("bank-a", "bank-b"))
+    for number in (1, 2, 3):
+        desk.take_event(next(banks), world.change(grant, Change.PAUSE, number))
+    with pytest.raises(Refused, match="one enterprise"):
+        desk.take_event(next(banks), world.change(grant, Change.PAUSE, 4))
+    for number in (5, 6, 7):
+        desk.take_event(next(banks), world.change(grant, Change.REVOKE, number))
+    with pytest.raises(Refused, match="one enterprise"):
+        desk.take_event(next(banks), world.change(grant, Change.REVOKE, 8))
+
+
+def test_one_issuer_does_not_fill_the_list(
+    world: World, desk: ServerConsents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.consents, "REVOKED_OF_ISSUER", 1)
+    issuer = world.homes["platform"]
+    firms = [Firm(code).certified_by(issuer, Assurance.A2) for code in (FIRM, OTHER_FIRM)]
+    words = [grants.revoke_certificate(issuer, firm.certificate, world.now) for firm in firms]
+    desk.take_revocation("platform", words[0], firms[0].certificate)
+    with pytest.raises(Refused, match="one issuer"):
+        desk.take_revocation("platform", words[1], firms[1].certificate)
