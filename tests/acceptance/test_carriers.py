@@ -11,11 +11,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.bindings._rust import openssl
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from fastapi import FastAPI
 
 from clients.verification import Parcel
 from federation import sealing
@@ -27,6 +29,7 @@ from federation.grants import Change, StatusList
 from federation.identity import PrivateKey
 from federation.objects import Usage
 from server import verification as relaying
+from server.app import ORG_KEY
 from server.consents import Consents
 from server.store import Store as ServerStore
 from server.verification import SealedRelay
@@ -234,6 +237,34 @@ def test_events_and_lists_are_kept_and_mailboxes_are_their_owners(
         assert [item.sealed for item in desk.notices("bank-a", key, 0)] == [b"sealed"]
         with pytest.raises(NotFound):
             desk.notices("bank-b", key, 0)
+
+
+def test_who_hands_in_receipts_takes_no_question_from_the_line_that_answers(
+    world: World, tmp_path: Path
+) -> None:
+    async def run(store: ServerStore) -> None:
+        relay = SealedRelay()
+        app = FastAPI()
+        app.include_router(relaying.router(relay, consents(world, store)))
+
+        async def as_tax(scope: Any, receive: Any, send: Any) -> None:
+            scope[ORG_KEY] = "tax"
+            await app(scope, receive, send)
+
+        transport = httpx.ASGITransport(as_tax)
+        async with httpx.AsyncClient(transport=transport, base_url="http://c") as client:
+            await relay.take("tax", 0)
+            asking = asyncio.create_task(relay.ask("bank-a", "tax", b"question"))
+            await asyncio.sleep(0)
+            nothing = await client.post("/sealed", json={"items": []})
+            assert nothing.json() == {"items": []}
+            found = await client.post("/sealed?wait=0", json={"items": []})
+            assert [item["sender"] for item in found.json()["items"]] == ["bank-a"]
+            relay.reply("tax", found.json()["items"][0]["id"], b"answer")
+            assert await asking == b"answer"
+
+    with closing(ServerStore(f"sqlite:///{tmp_path / 'c.db'}")) as store:
+        asyncio.run(run(store))
 
 
 # --- 47 -------------------------------------------------------------------------------------------
