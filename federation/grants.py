@@ -597,14 +597,16 @@ _CHANNELS = {
     Language.ZH: {
         Channel.VERIFY: "银行提问，数据单位只回答“是”或“否”，不提供数据本身",
         Channel.QUERY: "数据单位向银行提供所列数值或所在区间",
-        Channel.SCORE: "数据单位参与计算联合模型评分，银行只看到总分和原因",
+        Channel.SCORE: "数据单位参与计算联合模型评分，银行看到总分和原因；"
+        "模型为决策树或只有一家数据单位时，还能看出所列各项处于哪个区间",
         Channel.WATCH: "所列情况出现时，数据单位通知银行，不提供数据本身",
     },
     Language.EN: {
         Channel.VERIFY: "the bank asks, the data holder answers yes or no, never the data",
         Channel.QUERY: "the data holder gives the bank the listed value or its range",
         Channel.SCORE: "the data holder adds its part to a joint score; "
-        "the bank sees the total and the reasons",
+        "the bank sees the total and the reasons; "
+        "with a model of trees or a single data holder also in which range each item lies",
         Channel.WATCH: "the data holder tells the bank when what is listed happens, never the data",
     },
 }

@@ -20,6 +20,7 @@ from clients.store import ScoreRow
 from federation.audit import Reason
 from federation.catalogue import Assurance
 from federation.errors import LianmoError, NotFound
+from federation.grants import Language, notice
 from federation.objects import Decision
 from federation.scoring import ScorePart
 from federation.tasks.messages import POINTS_LIMIT
@@ -118,3 +119,14 @@ def test_nothing_of_a_score_is_kept_longer_than_the_firm_has_granted(world: Scor
     for secret in (world.firm.uscc, made.grant, made.id, *made.receipts):
         assert secret not in left
     assert drift(world.homes["bank-a"], store, world.manifest.job).months[0].scores == 1
+
+
+@pytest.mark.parametrize("who", ["several departments", "one"])
+def test_a_firm_is_told_of_what_a_total_does_not_hide(world: ScoreWorld, who: str) -> None:
+    """Of trees the bank gets a bit for each threshold, and one department's total is its own
+    points, which name its bins: "the total and the reasons only" would be untrue."""
+    items = [item for item in world.items() if who != "one" or item.provider == "tax"]
+    grant = Consents(world.stores["bank-a"]).get(world.grant(items=items)).grant
+    assert "处于哪个区间" in notice(grant, Language.ZH)
+    assert "in which range each item lies" in notice(grant, Language.EN)
+    assert "只看到" not in notice(grant, Language.ZH)
