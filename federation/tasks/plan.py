@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from itertools import combinations
 
-from federation.errors import Refused, UsageError
+from federation.errors import UsageError
 from federation.ledger import What
 from federation.objects import (
     CoverKind,
@@ -29,9 +29,9 @@ from federation.objects import (
 )
 from federation.tasks import pooled, row_keys
 from federation.tasks.binning import WOE_BITS
+from federation.tasks.query_plan import finest, require_stated, stated
 from protocols.errors import ParameterError
 from protocols.linear_query import Layout, Parameters
-from protocols.parameters import choose_parameters
 
 VMAX = 511  # residuals and weights in 9 bits and a sign: no loss that a fit could notice
 VMAX_PAIRS = (63, 31, 15)
@@ -129,8 +129,8 @@ def plan_for(
     # Every token ever used on a matrix counts for what its answers show, whoever asked.
     tokens = max(asked.values())
     try:
-        bins = _choose(layouts, customers_max * banks, (VMAX, 255, 127, 63), tokens, banks)
-        across = _choose(layouts, rows, (BETWEEN_LEVEL,), tokens) if between else None
+        bins = finest(layouts, customers_max * banks, (VMAX, 255, 127, 63), tokens, banks)
+        across = finest(layouts, rows, (BETWEEN_LEVEL,), tokens) if between else None
     except ParameterError as error:
         todo = "ask for fewer fields or rows, or split the departments' fields over two jobs"
         raise UsageError(f"no safe parameters for these figures: {error}", todo=todo) from None
@@ -143,30 +143,13 @@ def _asks(a: str, b: str, fields: Mapping[str, int]) -> tuple[str, str]:
     return (a, b) if fields[a] <= fields[b] else (b, a)
 
 
-def _choose(
-    layouts: list[Layout], customers: int, largest: tuple[int, ...], tokens: int, banks: int = 1
-) -> Parameters:
-    refusal: ParameterError | None = None
-    for vmax in largest:
-        try:
-            found = choose_parameters(
-                layouts, customers=customers, vmax=vmax, tokens=tokens, banks=banks
-            )
-        except ParameterError as error:
-            refusal = error
-            continue
-        if found.limbs == 1:
-            return found
-    raise refusal or ParameterError("v would need several limbs")
-
-
 def _pairs(rows: int, customers: int, fields: Mapping[str, int], banks: int) -> PairPlan | None:
     counts = {name: n * (n - 1) // 2 for name, n in fields.items()}
     names = tuple(x for x, n in counts.items() if n and n * rows <= PAIR_ENTRIES_MAX)
     for level in PAIR_LEVELS if names else ():
         layouts = [Layout(rows, (), (level * level,) * counts[name]) for name in names]
         try:
-            return PairPlan(level, _choose(layouts, customers, VMAX_PAIRS, 1, banks), names)
+            return PairPlan(level, finest(layouts, customers, VMAX_PAIRS, 1, banks), names)
         except ParameterError:
             continue
     return None
@@ -190,10 +173,7 @@ def plan(
         parameters=parameters,
         banks=banks,
     )
-    query = QueryParameters(
-        t_bits=made.bins.t_bits, reply_bits=made.bins.reply_bits, vmax=made.bins.vmax
-    )
-    return query, made.tokens, made.tokens_between
+    return stated(made.bins), made.tokens, made.tokens_between
 
 
 def plan_of(manifest: JobManifest) -> Plan:
@@ -208,13 +188,7 @@ def plan_of(manifest: JobManifest) -> Plan:
         banks=len(manifest.banks),
     )
     pooled.require_agreed(manifest)
-    query = QueryParameters(
-        t_bits=made.bins.t_bits, reply_bits=made.bins.reply_bits, vmax=made.bins.vmax
-    )
-    limits = manifest.limits
-    stated = (manifest.query, limits.tokens, limits.tokens_between)
-    if stated != (query, made.tokens, made.tokens_between):
-        raise Refused("the manifest's query parameters or token limits do not follow from its job")
+    require_stated(manifest, made.bins, made.tokens, made.tokens_between)
     return made
 
 

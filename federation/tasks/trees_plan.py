@@ -19,7 +19,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from federation.errors import Refused, UsageError
+from federation.errors import UsageError
 from federation.ledger import What
 from federation.objects import (
     CoverKind,
@@ -29,9 +29,9 @@ from federation.objects import (
     TreesParameters,
 )
 from federation.tasks import pooled, row_keys
+from federation.tasks.query_plan import finest, require_stated, stated
 from protocols.errors import ParameterError
 from protocols.linear_query import Layout, Parameters
-from protocols.parameters import choose_parameters
 
 VMAX = (511, 255, 127)  # 10 bits, less where a column could overflow
 COUNT_QUERIES = 1
@@ -112,25 +112,13 @@ def plan_trees(
         org: min(fields * each, joint * splits_of(parameters))
         for org, fields in department_fields.items()
     }
-    query = _choose(layouts, customers_max * banks, tokens, banks)
+    try:
+        query = finest(layouts, customers_max * banks, VMAX, tokens, banks)
+    except ParameterError as error:
+        todo = "ask for fewer fields, rows or trees, or split the job"
+        raise UsageError(f"no safe parameters for these figures: {error}", todo=todo) from None
     rounds = rounds_of(parameters)
     return TreesPlan(query, rounds, 2 if parameters.hessians else 1, joint, tokens, thresholds)
-
-
-def _choose(layouts: list[Layout], customers: int, tokens: int, banks: int) -> Parameters:
-    refusal: ParameterError | None = None
-    for vmax in VMAX:
-        try:
-            found = choose_parameters(
-                layouts, customers=customers, vmax=vmax, tokens=tokens, banks=banks
-            )
-        except ParameterError as error:
-            refusal = error
-            continue
-        if found.limbs == 1:
-            return found
-    todo = "ask for fewer fields, rows or trees, or split the job"
-    raise UsageError(f"no safe parameters for these figures: {refusal}", todo=todo)
 
 
 def plan(
@@ -153,7 +141,7 @@ def plan(
         parameters=parameters,
         banks=banks,
     )
-    return _query(made), made.tokens, 0
+    return stated(made.query), made.tokens, 0
 
 
 def plan_of(manifest: JobManifest) -> TreesPlan:
@@ -170,16 +158,8 @@ def plan_of(manifest: JobManifest) -> TreesPlan:
     named = {*manifest.trees.increasing, *manifest.trees.decreasing}
     if unknown := named - {name for party in manifest.parties for name in party.fields}:
         raise UsageError(f"monotone, but no field of the job: {', '.join(sorted(unknown))}")
-    limits = manifest.limits
-    stated = (manifest.query, limits.tokens, limits.tokens_between)
-    if stated != (_query(made), made.tokens, 0):
-        raise Refused("the manifest's query parameters or token limits do not follow from its job")
+    require_stated(manifest, made.query, made.tokens, 0)
     return made
-
-
-def _query(made: TreesPlan) -> QueryParameters:
-    query = made.query
-    return QueryParameters(t_bits=query.t_bits, reply_bits=query.reply_bits, vmax=query.vmax)
 
 
 # --- cheaper jobs ---------------------------------------------------------------------------------
