@@ -71,7 +71,6 @@ from protocols.streams import Stream, digest
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 LOSS_MAX, LOSS_STEPS = 50.0, 1024
-MIN_OF_A_CLASS = 20
 BETAS, ADAM_EPSILON = (0.9, 0.999), 1e-8
 
 __all__ = ["NeuralModel", "NeuralResult", "declare", "plan", "run_bank", "run_department"]
@@ -173,10 +172,7 @@ class _Bank:
         self.test = vertical.hold_out(party, data, float(self.parameters.hold_out))
         self.train = ~self.test
         self.labels = data.labels[self.train]
-        bads = int(self.labels.sum())
-        if min(bads, len(self.labels) - bads) < MIN_OF_A_CLASS:
-            text = f"fewer than {MIN_OF_A_CLASS} good or bad customers to train on"
-            raise UsageError(text, party=party.me, todo="take more customers")
+        vertical.require_both_classes(party, len(self.labels), int(self.labels.sum()))
         self.is_private = self.parameters.epsilon is not None
         self.pool = SecurePool(
             party,

@@ -80,7 +80,6 @@ from protocols.streams import Stream, digest
 
 Integers = NDArray[np.int64]
 
-MIN_OF_A_CLASS = 20  # training bads, and goods: below, no bin could hold ten of them on two sides
 # Log loss that an opening must be worth; a coefficient without any effect gains a half.
 MIN_GAIN = 0.1
 DIRECTION_SPREAD = 2.0  # logits: four standard deviations reach the default range
@@ -111,13 +110,13 @@ class _Bank:
         self.parameters, self.departments = manifest.scorecard, manifest.departments
         vertical.require_usable(party, data)
         if not self.others:
-            self._require_enough(data.labels.astype(np.int64))
+            vertical.require_both_classes(party, data.customers, int(data.labels.sum()))
         self.test = vertical.hold_out(party, data, float(self.parameters.hold_out))
         self.train = np.flatnonzero(~self.test)
         self.rows = data.positions[self.train]  # of the cover
         self.bads = data.labels[self.train].astype(np.int64)
         if not self.others:
-            self._require_enough(self.bads)
+            vertical.require_both_classes(party, len(self.train), int(self.bads.sum()))
         self.everybody = np.array([len(self.train), int(self.bads.sum())])
         self.notes: list[str] = []
         self.tokens = 0
@@ -204,7 +203,7 @@ class _Bank:
             return [pre_bin(column, of.max_bins, of.min_cohort) for column in columns]
         most = self.party.manifest.limits.customers_max
         self.everybody = self.pool.integers("customers", self.everybody, most)
-        self._require_enough_of(*map(int, self.everybody))
+        vertical.require_both_classes(self.party, *map(int, self.everybody))
         return [*pooled.shared_bins(self.pool, columns, of.max_bins, of.min_cohort, most)]
 
     def prepare(self) -> None:
@@ -655,18 +654,6 @@ class _Bank:
         return found
 
     # pieces
-
-    def _require_enough(self, bads: Integers) -> None:
-        self._require_enough_of(len(bads), int(bads.sum()))
-
-    def _require_enough_of(self, customers: int, bads: int) -> None:
-        fewest = min(bads, customers - bads)
-        if fewest < MIN_OF_A_CLASS:
-            raise UsageError(
-                f"fewer than {MIN_OF_A_CLASS} good or bad customers to train on",
-                party=self.party.me,
-                todo="take more customers, a longer window for bad, or a smaller hold-out",
-            )
 
     def _draft(
         self, owner: str, definition: FeatureBins, n: Integers, b: Integers, min_iv: float

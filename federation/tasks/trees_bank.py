@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from federation.errors import UsageError
 from federation.ledger import What
 from federation.tables import BankData
 from federation.tasks import pooled, vertical
@@ -46,8 +45,6 @@ from protocols.linear_query import Answer, Layout, decode
 from protocols.openings import check_counts, check_opening
 from protocols.ring import Q
 from protocols.streams import Stream, digest
-
-MIN_OF_A_CLASS = 20  # training bads, and goods
 
 
 def run_bank(party: Party, data: BankData) -> TreesResult:
@@ -84,12 +81,7 @@ class _Bank:
             self.test, self.validation = self.before.test, self.before.validation
         self.train = ~self.test & ~self.validation
         bads = int(data.labels[self.train].sum())
-        if min(bads, int(self.train.sum()) - bads) < MIN_OF_A_CLASS:
-            raise UsageError(
-                f"fewer than {MIN_OF_A_CLASS} good or bad customers to train on",
-                party=party.me,
-                todo="take more customers, a longer window for bad, or a smaller hold-out",
-            )
+        vertical.require_both_classes(party, int(self.train.sum()), bads)
 
     def run(self) -> TreesResult:
         party = self.party

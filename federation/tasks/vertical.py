@@ -36,6 +36,7 @@ from protocols.streams import digest
 
 Bools = NDArray[np.bool_]
 Keys = NDArray[np.uint8]
+MIN_OF_A_CLASS = 20  # training bads, and goods: below, no bin could hold ten of them on two sides
 
 # --- the bank -------------------------------------------------------------------------------------
 
@@ -54,6 +55,14 @@ def require_usable(party: Party, data: BankData) -> None:
         raise UsageError(text, party=party.me, todo=todo)
     if data.labels.size and data.labels.max() > 1:
         raise UsageError("a label is neither 0 nor 1", party=party.me)
+
+
+def require_both_classes(party: Party, customers: int, bads: int) -> None:
+    """Enough of each to train on; raises UsageError."""
+    if min(bads, customers - bads) < MIN_OF_A_CLASS:
+        text = f"fewer than {MIN_OF_A_CLASS} good or bad customers to train on"
+        todo = "take more customers, a longer window for bad, or a smaller hold-out"
+        raise UsageError(text, party=party.me, todo=todo)
 
 
 def hold_out(party: Party, data: BankData, share: float) -> Bools:
