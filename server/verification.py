@@ -41,7 +41,7 @@ from federation.grants import BySubject
 from federation.objects import KeyId, OrgId
 from federation.sealing import MAX_SEALED, OVERHEAD, STEP
 from protocols.streams import encode
-from server.app import Caller
+from server.app import After, Caller
 from server.consents import Consents
 
 QUEUE_MAX = 1024  # questions that wait for one provider
@@ -211,7 +211,7 @@ def router(relay: SealedRelay, consents: Consents) -> APIRouter:
         return EventBundles(items=consents.events(body.events))
 
     @api.get("/grants/notices/{mailbox}")
-    def notices(org: Caller, mailbox: KeyId, after: Annotated[int, Query(ge=0)] = 0) -> Notices:
+    def notices(org: Caller, mailbox: KeyId, after: After = 0) -> Notices:
         """Show the sealed receipts for one of the caller's own keys."""
         return Notices(items=consents.notices(org, mailbox, after))
 

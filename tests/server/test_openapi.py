@@ -127,6 +127,8 @@ class Whole(Site):
                 {"items": [{"id": "0" * 64, "sealed": sealed}], "notices": []},
                 {"items": [], "notices": [{"mailbox": KNOWN["mailbox"], "sealed": sealed}]},
             ]
+        if path.endswith("certificate-revocations"):
+            return [{"revocation": bodies[0], "certificate": bodies[0]}]
         if path.endswith("wanted"):
             return [{"events": ["0" * 32]}]
         if path.endswith("events"):
@@ -201,3 +203,9 @@ def test_a54_nothing_sent_to_any_route_is_an_internal_error(
     hold()
     if verb == "get":  # what only a schema refuses would tell nothing of the code behind it
         assert 200 in met
+
+
+@pytest.mark.parametrize("path", ["/jobs/{job}/events", "/grants/notices/{mailbox}"])
+def test_a_number_beyond_the_databases_is_the_callers_mistake(whole: Whole, path: str) -> None:
+    url = f"/api/v1{path.format(**KNOWN)}"
+    assert whole.ask(BANK, "GET", url, params={"after": str(1 << 64)}).status_code == 422
