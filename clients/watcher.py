@@ -228,18 +228,40 @@ class Watcher:
             session.get_one(WatchRow, watched.digest).end_reply = reply.to_bytes()
         return True
 
-    def alerts(self, watch: str | None = None) -> list[Told]:
-        """The alerts that came, the newest first."""
+    def alerts(
+        self,
+        watch: str | None = None,
+        *,
+        before: tuple[str, str] | None = None,
+        limit: int | None = None,
+    ) -> list[Told]:
+        """The alerts that came, the newest first; `before`: only those after this (created, digest)
+        in that order."""
+        query = self._told().order_by(AlertRow.created.desc(), AlertRow.digest).limit(limit)
+        if watch is not None:
+            query = query.where(AlertRow.watch == watch)
+        if before is not None:
+            made, digest = before
+            older = (
+                AlertRow.created < made,
+                (AlertRow.created == made) & (AlertRow.digest > digest),
+            )
+            query = query.where(or_(*older))
         with self._store.reading() as session:
-            query = select(AlertRow).order_by(AlertRow.created.desc(), AlertRow.digest)
-            # an organisation that answers too keeps its own alerts in the same table
-            mine = select(WatchRow.digest).where(WatchRow.part == ASKED)
-            query = query.where(AlertRow.watch.in_(mine))
-            if watch is not None:
-                query = query.where(AlertRow.watch == watch)
-            rows = [(row.digest, row.notice) for row in session.scalars(query)]
-        notices = [(digest, AlertNotice.from_bytes(data)) for digest, data in rows]
-        return [Told(d, n.alert.unverified(Alert), n.receipt) for d, n in notices]
+            return list(map(_told, session.scalars(query)))
+
+    def alert(self, digest: str) -> Told:
+        """One alert that came; NotFound if it did not, or is kept no longer."""
+        with self._store.reading() as session:
+            row = session.scalar(self._told().where(AlertRow.digest == digest))
+            if row is None:
+                raise NotFound("there is no such alert", todo="`lianmo verify watch alerts`")
+            return _told(row)
+
+    def _told(self) -> Select[AlertRow]:
+        """An organisation that answers too keeps its own alerts in the same table."""
+        mine = select(WatchRow.digest).where(WatchRow.part == ASKED)
+        return select(AlertRow).where(AlertRow.watch.in_(mine))
 
     def _end(self, digest: str, why: str) -> None:
         with self._store.writing(WatchRow) as session:
@@ -306,6 +328,11 @@ def plain_watch(watched: Watched) -> dict[str, object]:
         "ended": watched.ended,
         "is_told": watched.is_told,
     }
+
+
+def _told(row: AlertRow) -> Told:
+    notice = AlertNotice.from_bytes(row.notice)
+    return Told(row.digest, notice.alert.unverified(Alert), notice.receipt)
 
 
 def _watched(row: WatchRow) -> Watched:

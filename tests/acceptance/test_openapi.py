@@ -1,6 +1,6 @@
 """The bank's local API against what its OpenAPI document says (acceptance test 54).
 
-Every route, questions and scores: behind the API stand a trained model, three grants and the
+Every route, of questions, scores and watches: behind the API stand a trained model, grants and the
 departments' own nodes, so that a good request goes all the way.
 """
 
@@ -17,8 +17,9 @@ from clients.local_api import create_app
 from federation.catalogue import Question
 from federation.grants import Channel
 from federation.objects import Purpose
-from tests.acceptance.scores import BANK, DATASET, GRID, ScoreWorld
+from tests.acceptance.scores import BANK, DATASET, GRID
 from tests.acceptance.test_local_api import TOKEN, Client, is_problem
+from tests.acceptance.watches import WatchWorld
 from tests.openapi_fuzz import draw, routes
 
 EXAMPLES = 30  # of each route
@@ -34,13 +35,20 @@ ROUTES = [
     ("post", "/v1/scores/batches"),
     ("get", "/v1/scores"),
     ("get", "/v1/scores/{id}"),
+    ("post", "/v1/watches"),
+    ("get", "/v1/watches"),
+    ("get", "/v1/watches/{id}"),
+    ("get", "/v1/watches/{id}/receipt"),
+    ("post", "/v1/watches/{id}/end"),
+    ("get", "/v1/alerts"),
+    ("get", "/v1/alerts/{id}/receipt"),
 ]
 
 
 class Served:
     """The API with something behind every route."""
 
-    def __init__(self, world: ScoreWorld) -> None:
+    def __init__(self, world: WatchWorld) -> None:
         home, store = world.homes[BANK], world.stores[BANK]
         self.client = Client(create_app(home, store, world, token=TOKEN, now=world.clock))
         months = next(item for item in world.items() if item.field == "months")
@@ -67,11 +75,17 @@ class Served:
             "applicant": world.firm.uscc,
             "own": {"balance": 0.5, "age": None},
         }
-        self.good = {"verifications": question, "scores": applicant}
+        watched = question | {"grant": world.watch_grant(max_uses=10_000)[:12], "rule": "arrears"}
+        self.good = {"verifications": question, "scores": applicant, "watches": watched}
+        world.months(0)
         self.known = {
             name: str(self.client.post(f"/v1/{name}", json=body).json()["id"])
             for name, body in self.good.items()
         }
+        assert world.months(2) == 1
+        self.known["alerts"] = str(self.client.get("/v1/alerts").json()["items"][0]["id"])
+        ended = self.client.post(f"/v1/watches/{self.known['watches']}/end")
+        assert ended.json()["is_told"]
         self.document = self.client.get("/v1/openapi.json").json()
 
     def bodies(self, path: str) -> list[Any]:
@@ -81,7 +95,7 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    world = ScoreWorld(tmp_path_factory.mktemp("openapi"), "scorecard")
+    world = WatchWorld(tmp_path_factory.mktemp("openapi"), "scorecard")
     yield Served(world)
     world.close()
 
