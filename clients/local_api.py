@@ -8,33 +8,28 @@ Every answer that is not 2xx is an RFC 9457 problem without value, path, SQL or 
 
 from __future__ import annotations
 
-import base64
-import binascii
 import contextlib
 import hashlib
 import hmac
 import logging
-import re
 import secrets
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from http import HTTPStatus
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import uvicorn
-from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi import APIRouter, Depends, FastAPI, Header, Query
 from pydantic import Field
 from sqlalchemy import delete, update
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from clients import grants, score_api, watch_api
+from clients import grants, score_api
 from clients.consent import Consents
 from clients.gate import Gate
 from clients.home import Home
@@ -42,14 +37,14 @@ from clients.scorer import Scorer
 from clients.store import IdempotencyRow, Store
 from clients.verification_settings import VerificationSettings
 from clients.verifier import Carrier, Enquiry, Verifier, Wanted, plain
-from clients.watcher import Watcher
-from federation.api import PROBLEM_TYPE, Body, Page, Problem, problem_of
+from federation.api import PROBLEM_TYPE, Body, Page, Problem, from_cursor, problem_of, to_cursor
 from federation.catalogue import Period, Question
 from federation.enquiry import Answered, Comparison
-from federation.errors import LianmoError, Unavailable, UsageError
+from federation.errors import LianmoError, Unavailable
 from federation.grants import GRANT_LIFE, Channel, State
 from federation.keyring import SECRET_MODE, write_once
 from federation.objects import Digest, FieldName, Name, ObjectName, OrgId, Purpose, Time, utc_text
+from federation.problems import handlers, plain_problem
 from federation.request_body import read_body, replay_body
 
 log = logging.getLogger("lianmo.api")
@@ -199,8 +194,9 @@ def create_app(
     @api.get("/verifications")
     def list_(cursor: Cursor = None, limit: Limit = 50) -> Page[VerificationEntry]:
         """List the questions, the newest first; a page does not move when new ones come."""
-        found = verifier.page(_from_cursor(cursor), limit)
-        after = _to_cursor(found[-1].number) if len(found) == limit else None
+        before = from_cursor(cursor, r"[0-9]{1,15}")
+        found = verifier.page(None if before is None else int(before), limit)
+        after = to_cursor(str(found[-1].number)) if len(found) == limit else None
         return Page(items=tuple(map(VerificationEntry.of, found)), next=after)
 
     @api.get("/verifications/{id}")
@@ -217,7 +213,6 @@ def create_app(
         return found.model_dump(mode="json")
 
     score_api.add(api, Scorer(home, store, carrier, Gate(home, store, now), now), once)
-    watch_api.add(api, Watcher(home, store, carrier, now), once)
 
     @api.get("/grants")
     def held() -> Page[GrantEntry]:
@@ -231,12 +226,7 @@ def create_app(
         redoc_url=None,
         openapi_url="/v1/openapi.json",
         redirect_slashes=False,
-        exception_handlers={
-            LianmoError: _on_lianmo,
-            HTTPException: _on_http,
-            RequestValidationError: _on_invalid,
-            Exception: _on_bug,
-        },
+        exception_handlers=handlers(log, lambda text: plain_problem(422, text)),
         dependencies=[Depends(_declared)],
     )
     app.include_router(api)
@@ -265,22 +255,6 @@ def _grants(home: Home, store: Store, now: datetime) -> Iterator[GrantEntry]:
             max_uses=grant.max_uses,
             providers=grant.providers,
         )
-
-
-def _to_cursor(number: int) -> str:
-    return base64.urlsafe_b64encode(str(number).encode()).decode()
-
-
-def _from_cursor(cursor: str | None) -> int | None:
-    if cursor is None:
-        return None
-    try:
-        text = base64.b64decode(cursor, altchars=b"-_", validate=True).decode("ascii")
-    except (binascii.Error, UnicodeDecodeError, ValueError):
-        text = ""
-    if not re.fullmatch(r"[0-9]{1,15}", text):
-        raise UsageError("this cursor is none of ours", todo="begin again without a cursor")
-    return int(text)
 
 
 # --- one effect for one key -----------------------------------------------------------------------
@@ -328,9 +302,9 @@ class Once:
                 session.add(row)
                 return None
             if row.fingerprint != fingerprint:
-                return _problem(422, "this Idempotency-Key was used for another request")
+                return plain_problem(422, "this Idempotency-Key was used for another request")
             if row.status is None:
-                return _problem(409, "the first request with this Idempotency-Key is served")
+                return plain_problem(409, "the first request with this Idempotency-Key is served")
             return Response(row.body, row.status, media_type=row.content_type)
 
     def _settle(self, key: str, status: int, kind: str, data: bytes) -> None:
@@ -363,44 +337,6 @@ _INTERRUPTED = (
     .encode()
 )
 
-# --- problems -------------------------------------------------------------------------------------
-
-
-def _problem(status: int, detail: str = "") -> Response:
-    problem = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail)
-    return Response(problem.model_dump_json(), status, media_type=PROBLEM_TYPE)
-
-
-async def _on_lianmo(request: Request, error: Exception) -> Response:
-    if not isinstance(error, LianmoError):
-        raise error
-    problem = problem_of(error)
-    return Response(problem.model_dump_json(), problem.status, media_type=PROBLEM_TYPE)
-
-
-async def _on_http(request: Request, error: Exception) -> Response:
-    if not isinstance(error, HTTPException):
-        raise error
-    response = _problem(error.status_code)
-    if error.headers and "allow" in {name.lower() for name in error.headers}:
-        response.headers.update(error.headers)
-    return response
-
-
-async def _on_invalid(request: Request, error: Exception) -> Response:
-    """Which field, and why; never its value."""
-    if not isinstance(error, RequestValidationError):
-        raise error
-    first = error.errors()[0]
-    place = ".".join(str(part)[:64] for part in first["loc"])
-    return _problem(422, f"{place}: {first['msg']}")
-
-
-async def _on_bug(request: Request, error: Exception) -> Response:
-    log.error("internal error", extra={"error": type(error).__name__})
-    return _problem(500)
-
-
 # --- the door -------------------------------------------------------------------------------------
 
 
@@ -421,12 +357,12 @@ class Door:
 
         shown = dict(scope["headers"]).get(b"authorization", b"")
         if not hmac.compare_digest(shown, self._expected):
-            refused = _problem(401, "Authorization: Bearer and the content of api.token")
+            refused = plain_problem(401, "Authorization: Bearer and the content of api.token")
             refused.headers["www-authenticate"] = "Bearer"
             return await refused(scope, receive, with_headers)
         body = await read_body(receive, MAX_BODY)
         if body is None:
-            too_large = _problem(413, f"a body has at most {MAX_BODY} bytes")
+            too_large = plain_problem(413, f"a body has at most {MAX_BODY} bytes")
             return await too_large(scope, receive, with_headers)
         await self._app(scope, replay_body(body, receive), with_headers)
 

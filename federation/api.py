@@ -6,6 +6,9 @@ problems that carry a LianmoError over, with party and next step, and nothing mo
 
 from __future__ import annotations
 
+import base64
+import binascii
+import re
 import unicodedata
 from collections.abc import Mapping
 from enum import StrEnum
@@ -276,6 +279,24 @@ _STATUS: dict[type[LianmoError], HTTPStatus] = {
     LianmoError: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 _TYPES = {f"urn:lianmo:problem:{kind.__name__}": kind for kind in _STATUS}
+
+
+def to_cursor(text: str | None) -> str | None:
+    """The cursor of the page that follows this; None for the last one."""
+    return None if text is None else base64.urlsafe_b64encode(text.encode()).decode()
+
+
+def from_cursor(cursor: str | None, pattern: str) -> str | None:
+    """What `to_cursor` was given; UsageError for what it cannot have made."""
+    if cursor is None:
+        return None
+    try:
+        text = base64.b64decode(cursor, altchars=b"-_", validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError, ValueError):
+        text = ""
+    if not re.fullmatch(pattern, text):
+        raise UsageError("this cursor is none of ours", todo="begin again without a cursor")
+    return text
 
 
 def problem_of(error: LianmoError) -> Problem:

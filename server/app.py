@@ -8,8 +8,6 @@ and says nothing about files, SQL or stacks.
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import hashlib
 import logging
 import re
@@ -17,17 +15,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from http import HTTPStatus
 from importlib.metadata import version
 from typing import Annotated, Any
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
-from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -48,13 +43,16 @@ from federation.api import (
     ProgressBody,
     Registration,
     StopBody,
+    from_cursor,
     problem_of,
+    to_cursor,
 )
 from federation.envelope import Envelope
 from federation.errors import LianmoError, UsageError
 from federation.network import Bundle
 from federation.objects import ObjectName, OrgId, utc_text
 from federation.package import package_sha256
+from federation.problems import handlers, plain_problem, problem_response
 from federation.request_body import read_body, replay_body
 from server.governance import Governance
 from server.network import NetworkDesk
@@ -124,50 +122,9 @@ class Changes:
         before.set()
 
 
-# --- problems -------------------------------------------------------------------------------------
-
-
-def problem_response(problem: Problem, headers: dict[str, str] | None = None) -> Response:
-    """A problem as RFC 9457 wants it."""
-    body = problem.model_dump_json(exclude_defaults=False).encode()
-    return Response(body, problem.status, headers, PROBLEM_TYPE)
-
-
-def plain_problem(status: int, detail: str = "") -> Response:
-    """A problem that is none of ours."""
-    return problem_response(
-        Problem(title=HTTPStatus(status).phrase, status=status, detail=detail),
-    )
-
-
-async def _on_lianmo(request: Request, error: Exception) -> Response:
-    if not isinstance(error, LianmoError):
-        raise error
-    return problem_response(problem_of(error))
-
-
-async def _on_http(request: Request, error: Exception) -> Response:
-    if not isinstance(error, HTTPException):
-        raise error
-    response = plain_problem(error.status_code)
-    if error.headers and "allow" in {name.lower() for name in error.headers}:
-        response.headers.update(error.headers)
-    return response
-
-
-async def _on_invalid(request: Request, error: Exception) -> Response:
-    """Which field, and why; never its value."""
-    if not isinstance(error, RequestValidationError):
-        raise error
-    first = error.errors()[0]
-    place = ".".join(str(part)[:64] for part in first["loc"])
-    problem = problem_of(UsageError(f"{place}: {first['msg']}"))
+def _invalid(text: str) -> Response:
+    problem = problem_of(UsageError(text))
     return problem_response(problem.model_copy(update={"status": 422, "title": "Invalid request"}))
-
-
-async def _on_bug(request: Request, error: Exception) -> Response:
-    log.error("internal error", extra={"error": type(error).__name__})
-    return plain_problem(500)
 
 
 # --- around every request -------------------------------------------------------------------------
@@ -309,7 +266,6 @@ async def _envelope(request: Request) -> Envelope:
 
 Caller = Annotated[str, Depends(_caller)]
 Signed = Annotated[Envelope, Depends(_envelope)]
-After = Annotated[int, Query(ge=0, lt=1 << 53)]  # a database has no greater number
 Limit = Annotated[int, Query(ge=1, le=200)]
 Cursor = Annotated[str | None, Query(max_length=200)]
 
@@ -334,22 +290,6 @@ def _body(model: type[BaseModel]) -> dict[str, Any]:
 
 
 SIGNED_BODY, NETWORK_BODY = _body(Envelope), _body(Bundle)
-
-
-def _to_cursor(text: str | None) -> str | None:
-    return None if text is None else base64.urlsafe_b64encode(text.encode()).decode()
-
-
-def _from_cursor(cursor: str | None, pattern: str) -> str | None:
-    if cursor is None:
-        return None
-    try:
-        text = base64.b64decode(cursor, altchars=b"-_", validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError, ValueError):
-        text = ""
-    if not re.fullmatch(pattern, text):
-        raise UsageError("this cursor is none of ours", todo="begin again without a cursor")
-    return text
 
 
 def create_app(
@@ -415,9 +355,9 @@ def create_app(
     @api.get("/catalogue")
     def catalogue(cursor: Cursor = None, limit: Limit = 100) -> Page[CatalogueEntry]:
         """List the published datasets, by organisation and name."""
-        org, _, dataset = (_from_cursor(cursor, r"[a-z0-9_-]+/[a-z0-9_.-]+") or "").partition("/")
+        org, _, dataset = (from_cursor(cursor, r"[a-z0-9_-]+/[a-z0-9_.-]+") or "").partition("/")
         page = governance.catalogue((org, dataset), limit)
-        return page.model_copy(update={"next": _to_cursor(page.next)})
+        return page.model_copy(update={"next": to_cursor(page.next)})
 
     @api.post("/jobs", status_code=201, openapi_extra=SIGNED_BODY)
     def submit(org: Caller, envelope: Signed) -> JobDetail:
@@ -427,9 +367,9 @@ def create_app(
     @api.get("/jobs")
     def jobs(org: Caller, cursor: Cursor = None, limit: Limit = 50) -> Page[JobSummary]:
         """List the jobs that name the caller, newest first."""
-        before = _from_cursor(cursor, r"[0-9]{1,18}")
+        before = from_cursor(cursor, r"[0-9]{1,18}")
         page = governance.jobs(org, None if before is None else int(before), limit)
-        return page.model_copy(update={"next": _to_cursor(page.next)})
+        return page.model_copy(update={"next": to_cursor(page.next)})
 
     @api.get("/jobs/{job}")
     def job(org: Caller, job: ObjectName) -> JobDetail:
@@ -455,7 +395,7 @@ def create_app(
     async def events(
         org: Caller,
         job: ObjectName,
-        after: After = 0,
+        after: Annotated[int, Query(ge=0)] = 0,
         wait: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 0,
     ) -> Events:
         """Wait until something happened to a job, at most `wait` seconds."""
@@ -475,12 +415,7 @@ def create_app(
         redoc_url=None,
         openapi_url=f"{API}/openapi.json",
         redirect_slashes=False,
-        exception_handlers={
-            LianmoError: _on_lianmo,
-            HTTPException: _on_http,
-            RequestValidationError: _on_invalid,
-            Exception: _on_bug,
-        },
+        exception_handlers=handlers(log, _invalid),
         responses={"default": {"model": Problem, "content": {PROBLEM_TYPE: {}}}},
     )
     for other in others:  # endpoints of other modules
