@@ -51,6 +51,7 @@ from protocols.streams import encode
 
 GIVEN, HELD, MET = "given", "held", "met"
 CUTS_KEPT = 64
+DIGEST_CHARS = 64
 UNPROVEN = "?"  # in place of a subject: whose word an event is does not show here yet
 VerifyEvent = Callable[[BySubject], VerifiedSubject[GrantEvent]]
 # Every question goes through these: without the mapping of objects they take a third of the time.
@@ -118,7 +119,9 @@ class Consents:
     def get(self, digest: str) -> StoredGrant:
         """One grant, also by the beginning of its digest; NotFound, or Conflict if several."""
         with self._store.reading() as session:
-            query = select(ConsentRow).where(ConsentRow.digest.startswith(digest, autoescape=True))
+            whole = ConsentRow.digest == digest  # finds its row without looking at others
+            begins = ConsentRow.digest.startswith(digest, autoescape=True)
+            query = select(ConsentRow).where(whole if len(digest) == DIGEST_CHARS else begins)
             rows = session.scalars(query.limit(2)).all()
             if len(digest) < 8 or not rows:
                 todo = "`lianmo grant list` shows what there is"

@@ -16,11 +16,11 @@ from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
 from pydantic import ValidationError
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 
 from clients.consent import Consents, StoredGrant
 from clients.home import Home, explain
-from clients.store import EnquiryRow, Store
+from clients.store import EnquiryRow, Store, table_of
 from federation import sealing
 from federation.audit import Receipt, verify_receipt
 from federation.catalogue import Question
@@ -42,6 +42,8 @@ from federation.verification import (
 
 AT_ONCE = 16  # questions of a batch that are on their way together
 R = TypeVar("R", bound=Asking)
+_ENQUIRIES = table_of(EnquiryRow)
+_ANSWERED = _ENQUIRIES.update().where(_ENQUIRIES.c.number == bindparam("one"))
 
 
 class Carrier(Protocol):
@@ -90,10 +92,10 @@ class Verifier:
         """Put one question; raises what went wrong on the way, with the question kept."""
         request, bundle = self.request(wanted)
         signed = sign(request, self._home.key(Usage.REQUEST))
-        name = self._keep(request, signed)
+        number = self._keep(request, signed)
         sealed = self.seal(request, Ask(request=signed, grant=bundle))
         answer = self.open(request, self._carrier.ask_sealed(request.provider, sealed))
-        return self._settle(name, *answer)
+        return self._settle(number, request, *answer)
 
     def ask_all(self, wanted: Sequence[Wanted]) -> list[Enquiry | LianmoError]:
         """Put several questions; each ends by itself, well or not, in the order they came."""
@@ -175,26 +177,36 @@ class Verifier:
 
     # --- what is kept -----------------------------------------------------------------------------
 
-    def _keep(self, request: VerificationRequest, signed: Envelope) -> str:
+    def _keep(self, request: VerificationRequest, signed: Envelope) -> int:
+        row = {
+            "id": request.request,
+            "request": request.digest(),
+            "question": signed.to_json(),
+            "created": request.created,
+        }
         with self._store.writing(EnquiryRow) as session:
-            row = EnquiryRow(
-                id=request.request,
-                request=request.digest(),
-                question=signed.to_json(),
-                created=request.created,
-            )
-            session.add(row)
-        return request.request
+            put = session.connection().execute(_ENQUIRIES.insert(), row).inserted_primary_key
+            if put is None:
+                raise RuntimeError("a question was kept without its number")
+            return int(put[0])
 
-    def _settle(self, name: str, answer: Answer, reply: Reply) -> Enquiry:
+    def _settle(
+        self, number: int, request: VerificationRequest, answer: Answer, reply: Reply
+    ) -> Enquiry:
+        receipt, uncosigned = reply.receipt, None
+        if receipt is not None and receipt.status == "uncosigned":
+            uncosigned = answer.org
+        row = {
+            "one": number,
+            "answer": reply.answer.to_json(),
+            "result": answer.result.value,
+            "receipt": None if receipt is None else receipt.to_json(),
+            "due_from": uncosigned,
+        }
         with self._store.writing(EnquiryRow) as session:
-            row = session.scalars(select(EnquiryRow).where(EnquiryRow.id == name)).one()
-            row.answer, row.result = reply.answer.to_json(), answer.result.value
-            if reply.receipt is not None:
-                row.receipt = reply.receipt.to_json()
-                row.due_from = answer.org if reply.receipt.status == "uncosigned" else None
-            session.flush()
-            return _enquiry(row)
+            session.connection().execute(_ANSWERED, row)
+        name, made = request.request, request.created
+        return Enquiry(name, number, request, made, answer.result, answer, receipt)
 
     def get(self, name: str) -> Enquiry:
         """One question; NotFound if it was never put from here."""
