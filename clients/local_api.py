@@ -29,7 +29,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from clients import grants, score_api
+from clients import grants, score_api, watch_api
 from clients.consent import Consents
 from clients.gate import Gate
 from clients.home import Home
@@ -37,6 +37,7 @@ from clients.scorer import Scorer
 from clients.store import IdempotencyRow, Store
 from clients.verification_settings import VerificationSettings
 from clients.verifier import Carrier, Enquiry, Verifier, Wanted, plain
+from clients.watcher import Watcher
 from federation.api import PROBLEM_TYPE, Body, Page, Problem, from_cursor, problem_of, to_cursor
 from federation.catalogue import Period, Question
 from federation.enquiry import Answered, Comparison
@@ -213,6 +214,7 @@ def create_app(
         return found.model_dump(mode="json")
 
     score_api.add(api, Scorer(home, store, carrier, Gate(home, store, now), now), once)
+    watch_api.add(api, Watcher(home, store, carrier, now), once)
 
     @api.get("/grants")
     def held() -> Page[GrantEntry]:

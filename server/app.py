@@ -266,6 +266,7 @@ async def _envelope(request: Request) -> Envelope:
 
 Caller = Annotated[str, Depends(_caller)]
 Signed = Annotated[Envelope, Depends(_envelope)]
+After = Annotated[int, Query(ge=0, lt=1 << 53)]  # a database has no greater number
 Limit = Annotated[int, Query(ge=1, le=200)]
 Cursor = Annotated[str | None, Query(max_length=200)]
 
@@ -395,7 +396,7 @@ def create_app(
     async def events(
         org: Caller,
         job: ObjectName,
-        after: Annotated[int, Query(ge=0)] = 0,
+        after: After = 0,
         wait: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 0,
     ) -> Events:
         """Wait until something happened to a job, at most `wait` seconds."""
