@@ -158,7 +158,8 @@ class Witnessing:
         if not self._version:
             self._version = 1
             self._show()
-        self._version = max(self._version, board.version)
+        # A board that is not as far as we have read is another one: from its beginning, then.
+        self._version = board.version if board.version >= self._version else 0
         self._witness()
         self._count()
 

@@ -57,7 +57,7 @@ class SeenNotes(Body):
 class Board(Body):
     """What changed after version `after`: checkpoints, and who cosigned which."""
 
-    version: int
+    version: Count  # below `after` where the board is another one than the caller has read
     published: tuple[Published, ...]
     seen: tuple[SeenNote, ...]
 

@@ -118,7 +118,7 @@ class WitnessBoard:
                 .order_by(CosignatureRow.org, CosignatureRow.witness)
             ).all()
         return Board(
-            version=max(after, until),
+            version=until,
             published=tuple(Published.model_validate_json(row.body) for row in points),
             seen=tuple(SeenNote(org=r.org, witness=r.witness, note=r.note) for r in lines),
         )

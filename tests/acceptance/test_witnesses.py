@@ -904,3 +904,21 @@ def test_the_platform_is_no_witness_though_it_has_a_key(site: Site) -> None:
     assert cosigners(note, "tax", trust) == {}
     few = TrustStore(trust.envelope(org) for org in ("tax", "bank-a", "platform"))
     assert (cosigners(note, "tax", few), required(few, "tax")) == ({}, 1)
+
+
+def test_a_version_that_was_made_up_keeps_nobody_from_the_true_board(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A coordinator that lies once, and is mended: no node has to be started again."""
+    site.rounds(times=4)
+
+    def far(self: WitnessBoard, after: int) -> Board:
+        return Board(version=(1 << 53) - 1, published=(), seen=())
+
+    with monkeypatch.context() as patched:
+        patched.setattr(WitnessBoard, "read", far)
+        site.rounds(times=1)
+    for _ in range(12):
+        site.now += timedelta(minutes=1)
+        site.rounds(times=2)
+    assert site.reason() == ""
