@@ -579,6 +579,9 @@ class Provider:
         return self._services[payload_type(type(asked.request))]
 
 
+ROOM = 100_000  # verifiers and subjects that rates are kept of before those of the past go
+
+
 class Rates:
     """How often a verifier may ask, and how often one subject may be asked about; in memory."""
 
@@ -588,6 +591,7 @@ class Rates:
             (timedelta(hours=1), subject_per_hour),
         )
         self._seen: dict[tuple[int, str], deque[datetime]] = {}
+        self._room = ROOM
 
     def require(self, request: Asking, now: datetime) -> None:
         """Count the request; raises Denied (10) beyond a limit."""
@@ -599,8 +603,14 @@ class Rates:
             if len(times) >= most:
                 raise Denied(Check.POLICY, Reason.RATE, "asked too often")
             times.append(now)
-        if len(self._seen) > 100_000:
-            self._seen = {key: times for key, times in self._seen.items() if times}
+        if len(self._seen) > self._room:
+            self._seen = {
+                (number, name): times
+                for (number, name), times in self._seen.items()
+                if times and times[-1] > now - self._limits[number][0]
+            }
+            # not at every request: of those that are left nothing is over yet
+            self._room = max(ROOM, 2 * len(self._seen))
 
 
 def _encrypt_key(trust: TrustStore, org: str, key_id: str | None = None) -> bytes | None:

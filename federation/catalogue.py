@@ -213,7 +213,22 @@ class Dataset(SignedObject):
             for column in field.enquiry.columns if field.enquiry else ():
                 if column not in names or self.field(column).type is not field.type:
                     raise ValueError("a period's column is a field of the same type")
+                self._require_as_open(field, self.field(column))
+        asked = [
+            column
+            for field in self.fields
+            if field.enquiry
+            for column in field.enquiry.columns or (field.name,)
+        ]
+        # two grids over one column cut finer than either, and each has a budget of its own
+        if len(set(asked)) != len(asked):
+            raise ValueError("a column is asked about through one field")
         return self
+
+    def _require_as_open(self, field: Field, column: Field) -> None:
+        """A question reads the column under the field's conditions: it must not ask for more."""
+        if column.level > field.level or (column.trade_secret and not field.trade_secret):
+            raise ValueError("a period's column is more sensitive than the field asked about")
 
     @property
     def org(self) -> str:

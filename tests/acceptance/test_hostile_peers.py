@@ -18,12 +18,12 @@ import pytest
 from pydantic import ValidationError
 
 import server.consents
-from clients import datasets, grants
+from clients import datasets, grants, verification
 from clients.consent import Consents
 from clients.lookup import Lookup, OneValue
-from clients.verification import Parcel
+from clients.verification import Parcel, Rates
 from federation.audit import Check, Reason
-from federation.catalogue import Assurance
+from federation.catalogue import Assurance, Dataset, Enquiry, Field, Question
 from federation.enquiry import Answered
 from federation.envelope import Envelope, sign
 from federation.errors import IntegrityError, Refused
@@ -341,3 +341,46 @@ def test_one_issuer_does_not_fill_the_list(
     desk.take_revocation("platform", words[0], firms[0].certificate)
     with pytest.raises(Refused, match="one issuer"):
         desk.take_revocation("platform", words[1], firms[1].certificate)
+
+
+# --- what is kept, and what is read ---------------------------------------------------------------
+
+
+def test_rates_forget_whom_nobody_asks_about_any_more(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verification, "ROOM", 10)
+    rates, asked = Rates(1000, 1000), world.request(world.grant())
+    for row, code in enumerate(CODES[:50]):
+        request = asked.model_copy(update={"subject": code.decode()})
+        rates.require(request, NOW + timedelta(hours=row))
+    assert len(rates._seen) <= 11  # the bank's, and those of the last hours
+
+
+def field(**changes: Any) -> Field:
+    plain = {
+        "name": "revenue",
+        "type": "number",
+        "ops": ["verify"],
+        "purposes": ["credit-decision"],
+    }
+    return Field.model_validate(plain | changes)
+
+
+def test_a_column_has_one_grid_and_no_field_opens_a_more_sensitive_one(world: World) -> None:
+    entry = world.catalogue()
+    said = Enquiry(ops=(Question.COMPARE,), grid=("1",), min_assurance=Assurance.A1)
+
+    def published(*fields: Field) -> None:
+        names = {item.name for item in fields}
+        kept = tuple(item for item in entry.fields if item.name not in names)
+        Dataset.model_validate(entry.model_dump() | {"fields": [*kept, *fields]})
+
+    open_, other = {"level": "L2", "trade_secret": False}, said.model_copy(update={"grid": ("2",)})
+    alias = said.model_copy(update={"columns": ("revenue",)})
+    published(field(**open_), field(name="turnover", enquiry=alias, **open_))
+    with pytest.raises(ValidationError, match="through one field"):
+        published(field(enquiry=other, **open_), field(name="turnover", enquiry=alias, **open_))
+    for secret in ({"level": "L5", "trade_secret": False}, {"level": "L2"}):
+        with pytest.raises(ValidationError, match="more sensitive"):
+            published(field(**secret), field(name="turnover", enquiry=alias, **open_))
