@@ -58,6 +58,20 @@ FLOW = """
   document.getElementById("found").textContent = JSON.stringify(String(error)); });
 </script></body>"""
 
+AGREED = """
+<script>
+(async () => {
+  key = await makeKey("%s", "某公司");
+  key.certificate = {payload: base64(utf8(canonical({assurance: "A3"})))};
+  const seen = [], look = () => seen.push([$("agree").checked, $("go").disabled]);
+  await openDraft(JSON.stringify(%s)); look();
+  $("agree").checked = true; $("agree").onchange(); look();
+  await openDraft(JSON.stringify(%s)); look();
+  document.body.innerHTML = "<pre id=found></pre>";
+  document.getElementById("found").textContent = JSON.stringify(seen);
+})();
+</script></body>"""
+
 
 def browser() -> str:
     for name in ("chromium", "chromium-browser", "google-chrome"):
@@ -144,6 +158,18 @@ def test_the_browser_shows_our_notice_and_signs_what_a_provider_believes(
     event = bundle.model_copy(update={"signed": Envelope.model_validate(found["event"])})
     said = verify_by_subject(event, GrantEvent, trust, issuers, later).object
     assert (said.grant, said.change) == (bundle.digest, "revoke")
+
+
+def test_agreeing_to_one_draft_is_not_agreeing_to_the_next(tmp_path: Path) -> None:
+    drafts = [
+        json.dumps(terms(datetime.now(UTC), channel, Language.ZH).model_dump(mode="json"))
+        for channel in (Channel.VERIFY, Channel.SCORE)
+    ]
+    text = signing_page.page().decode()
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
+    file = tmp_path / "page.html"
+    file.write_text(text.replace("</body>", AGREED % (FIRM, *drafts)), encoding="utf-8")
+    assert run(file) == [[False, True], [True, False], [False, True]]
 
 
 class Issuer:
