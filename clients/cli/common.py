@@ -6,11 +6,12 @@ happened and what to do, and its exit code says of which sort it was; there is n
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # each costs 50 ms and more, and `--help` needs none of them
     from rich.console import Console
 
     from clients.home import Home
+    from clients.store import Store
     from federation.envelope import Envelope
 
 # No space, over quota, over the limit on a file's size.
@@ -37,6 +39,18 @@ def open_home() -> Home:
     from clients.home import Home
 
     return Home.open()
+
+
+@contextlib.contextmanager
+def open_asking(*, offline: bool = False) -> Iterator[tuple[Home, Store, Any]]:
+    """The home, its store, and who carries questions; offline: None, where things are only read."""
+    from clients.coordinator_client import CoordinatorClient
+    from clients.store import opened
+
+    home = open_home()
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(opened(home.database_url))
+        yield home, store, None if offline else stack.enter_context(CoordinatorClient(home))
 
 
 def console() -> Console:

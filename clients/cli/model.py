@@ -13,6 +13,7 @@ import typer
 from clients.cli.common import (
     JsonFlag,
     emit,
+    open_asking,
     open_home,
     read_objects,
     require_place,
@@ -248,15 +249,10 @@ def drift(job: Job, as_json: JsonFlag = False) -> None:
 
 @contextlib.contextmanager
 def _scorer(offline: bool = False) -> Iterator[Scorer]:
-    from clients.coordinator_client import CoordinatorClient
     from clients.gate import Gate
     from clients.scorer import Scorer
-    from clients.store import opened
 
-    home = open_home()
-    with contextlib.ExitStack() as stack:
-        store = stack.enter_context(opened(home.database_url))
-        carrier: Any = None if offline else stack.enter_context(CoordinatorClient(home))
+    with open_asking(offline=offline) as (home, store, carrier):
         yield Scorer(home, store, carrier, Gate(home, store, _now), _now)
 
 

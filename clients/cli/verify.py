@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clients.cli import watch
-from clients.cli.common import JsonFlag, emit, open_home, read_objects, say, table, write_out
+from clients.cli.common import JsonFlag, emit, open_asking, read_objects, say, table, write_out
 
 if TYPE_CHECKING:
     from clients.home import Home
@@ -82,12 +82,10 @@ def list_(
     as_json: JsonFlag = False,
 ) -> None:
     """List the questions that were put, the newest first."""
-    from clients.store import opened
     from clients.verifier import Verifier, plain
 
-    home = open_home()
-    with opened(home.database_url) as store:
-        found = Verifier(home, store, _Nobody(), _now).page(None, limit)
+    with open_asking(offline=True) as (home, store, carrier):
+        found = Verifier(home, store, carrier, _now).page(None, limit)
 
     def human() -> str:
         names = ["id", "created", "provider", "field", "op", "arg", "period", "result"]
@@ -109,13 +107,11 @@ def show(
     as_json: JsonFlag = False,
 ) -> None:
     """Show a question with its answer, or write out the answer's receipt."""
-    from clients.store import opened
     from clients.verifier import Verifier
     from federation.errors import NotFound
 
-    home = open_home()
-    with opened(home.database_url) as store:
-        verifier = Verifier(home, store, _Nobody(), _now)
+    with open_asking(offline=True) as (home, store, carrier):
+        verifier = Verifier(home, store, carrier, _now)
         found = verifier.get(id)
         if found.receipt is not None and found.receipt.status == "uncosigned" and wait:
             found = _completed(home, store, verifier, id, wait)
@@ -147,13 +143,10 @@ def _completed(home: Home, store: Store, verifier: Verifier, id: str, wait: floa
 
 
 def _verify(wanted: list[Wanted]) -> list[Any]:
-    from clients.coordinator_client import CoordinatorClient
-    from clients.store import opened
     from clients.verifier import Verifier
 
-    home = open_home()
-    with opened(home.database_url) as store, CoordinatorClient(home) as client:
-        return list(Verifier(home, store, client, _now).ask_all(wanted))
+    with open_asking() as (home, store, carrier):
+        return list(Verifier(home, store, carrier, _now).ask_all(wanted))
 
 
 def _wanted(plain: dict[str, Any]) -> Wanted:
@@ -195,11 +188,3 @@ def _end_if_refused(found: Enquiry) -> None:
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-class _Nobody:
-    """Where nothing is asked, only read."""
-
-    def ask_sealed(self, provider: str, sealed: bytes) -> bytes:
-        """Never called."""
-        raise RuntimeError("nothing is asked here")

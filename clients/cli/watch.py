@@ -13,7 +13,7 @@ import typer
 from clients.cli.common import (
     JsonFlag,
     emit,
-    open_home,
+    open_asking,
     require_place,
     say,
     table,
@@ -140,14 +140,9 @@ def question(
 
 @contextlib.contextmanager
 def _watcher(offline: bool = False) -> Iterator[Watcher]:
-    from clients.coordinator_client import CoordinatorClient
-    from clients.store import opened
     from clients.watcher import Watcher
 
-    home = open_home()
-    with contextlib.ExitStack() as stack:
-        store = stack.enter_context(opened(home.database_url))
-        carrier: Any = None if offline else stack.enter_context(CoordinatorClient(home))
+    with open_asking(offline=offline) as (home, store, carrier):
         yield Watcher(home, store, carrier, _now)
 
 
