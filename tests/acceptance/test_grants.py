@@ -22,7 +22,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import delete, text
 
-from clients import grants
+from clients import grants, keys
+from clients.audit import AuditLog
 from clients.consent import ConsentState
 from clients.store import StatusListRow
 from clients.verification import Parcel
@@ -689,6 +690,26 @@ def test_a46_other_ways_to_write_a_request_are_refused(
     )
     with Refusal(world, Check.ENVELOPE, Reason.INTEGRITY):
         world.answer_to(world.seal(Ask(request=envelope, grant=grant).to_bytes(), "bank-a"))
+
+
+def test_a50_a_revoked_key_asks_nothing_new_and_what_it_asked_before_stands(world: World) -> None:
+    """The request key of a bank, at the bureau that knows its newest card."""
+    grant = world.grant(max_uses=5)
+    before = world.request(grant)
+    answered = world.answer_to(world.sealed(before, grant))
+    bank, old = world.homes["bank-a"], world.homes["bank-a"].key(Usage.REQUEST)
+    audit = AuditLog(bank, world.stores["bank-a"])
+    keys.revoke(bank, audit, "request", "a backup was lost", world.now, replace=True)
+    world.homes["tax"].trust_card(bank.card())
+    with Refusal(world, Check.VERIFIER, Reason.SIGNER):
+        world.answer_to(world.sealed(world.request(grant), grant, key=old))
+    assert world.ask(grant).result is Answered.MATCH  # its new key
+    reply = world.verifier().open(before, answered)[1]
+    assert reply.receipt is not None
+    assert verify_receipt(reply.receipt, bank.trust()).org == "tax"
+    asked = next(entry for entry in world.asked() if entry.object == before.digest())
+    receipt = world.audit.receipt(asked.seq)
+    assert verify_receipt(receipt, bank.trust()).entry == asked
 
 
 def test_a58_the_subjects_history_is_the_union_of_the_receipts(world: World) -> None:

@@ -1,4 +1,4 @@
-"""The bank's local API against what its OpenAPI document says (acceptance test 54).
+"""The bank's local API against what its OpenAPI document says (acceptance tests 53 and 54).
 
 Every route, of questions, scores and watches: behind the API stand a trained model, grants and the
 departments' own nodes, so that a good request goes all the way.
@@ -131,3 +131,19 @@ def test_a54_nothing_sent_to_any_route_is_an_internal_error(
 
     hold()
     assert met & {200, 201}  # what only a schema refuses would tell nothing of the code behind it
+
+
+def test_a53_a_page_of_scores_stays_where_it_is_while_scores_come_in(served: Served) -> None:
+    def score() -> None:
+        assert served.client.post("/v1/scores", json=served.good["scores"]).status_code == 201
+
+    for _ in range(3):
+        score()
+    whole = served.client.get("/v1/scores?limit=200").json()["items"]
+    page = served.client.get("/v1/scores?limit=2").json()
+    seen = [item["id"] for item in page["items"]]
+    while page["next"]:
+        score()
+        page = served.client.get(f"/v1/scores?limit=2&before={page['next']}").json()
+        seen += [item["id"] for item in page["items"]]
+    assert seen == [item["id"] for item in whole]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from clients import datasets
 from clients.home import Home
 from clients.verification import Parcel, Rates
 from federation import enquiry, sealing
@@ -31,6 +32,7 @@ from tests.acceptance.consent import (
     World,
     copied,
 )
+from tests.clients.persons import certified
 
 QUESTIONS = 200
 CELL = (Decimal("1000000"), Decimal("5000000"))  # of the grid, around REVENUE
@@ -175,6 +177,61 @@ def test_a17_ge_lt_and_exists_in_turn_tell_no_more_than_the_cell(world: World) -
     assert cells == enquiry.cell_of(GRID, Decimal(str(REVENUE)))
     _, bits = world.counters()
     assert sum(bits.values()) <= BIT * len(GRID)  # what was implied cost nothing
+
+
+def test_a17_questions_of_all_kinds_in_turn_on_one_field_tell_the_cell_and_no_more(
+    consent_template: Path, tmp_path: Path
+) -> None:
+    """ge, lt, le, a band, equality, its value: of one field that offers comparisons and a band."""
+    world = copied(consent_template, tmp_path)
+    offered_as(world, "staff", {"ops": ["band", "compare"], "grid": ["1", "2", "10", "100"]})
+    thresholds = ("1", "2", "10", "100")
+    asked = {"ops": ("compare",), "thresholds": thresholds}
+    compare = world.grant(items=(world.item("staff", **asked),), max_uses=200)
+    band = world.grant(field="staff", channel="query", max_uses=200)
+    words: dict[tuple[str, str], set[str]] = {}
+    turns = [("compare", "ge"), ("compare", "lt"), ("band", ""), ("equals", ""), ("value", "")]
+    for number in range(60):
+        op, comparison = turns[number % len(turns)]
+        cut = thresholds[number // len(turns) % len(thresholds)]
+        grant = compare if op in ("compare", "equals") else band
+        changes: dict[str, Any] = {"op": op, "arg": cut, "comparison": comparison}
+        if op in ("band", "value"):
+            changes |= {"arg": None, "comparison": None}
+        if op == "equals":
+            changes |= {"arg": "3", "comparison": None}
+        answer = world.ask(grant, **changes)
+        told = answer.value if answer.result is Answered.VALUE else answer.result
+        words.setdefault((op, f"{comparison}{cut}"), set()).add(str(told))
+    assert {word for (op, _), found in words.items() if op in ("equals", "value") for word in found}
+    for (op, what), found in words.items():
+        assert len(found) == 1
+        if op in ("equals", "value"):
+            assert found == {"refused"}
+        if op == "band":
+            assert found == {"[2, 10)"}  # FIRM has 3 staff
+        if op == "compare":
+            is_match = (what.removeprefix("ge") in ("1", "2")) == what.startswith("ge")
+            if what.startswith("lt"):
+                is_match = what.removeprefix("lt") in ("10", "100")
+            assert found == {"match" if is_match else "no_match"}, what
+    _, bits = world.counters()
+    assert sum(bits.values()) <= BIT * len(thresholds)  # what follows from earlier answers is free
+    assert world.audit.verify().problems == ()
+    world.close()
+
+
+def offered_as(world: World, name: str, enquiry_: dict[str, Any]) -> None:
+    """The bureau offers one of its fields in another way, and publishes that."""
+    home, now = world.homes["tax"], world.now
+    plain = {"level": "L2", "trade_secret": False, "ops": ["verify"]}
+    plain |= {"purposes": ["credit-decision"], "enquiry": enquiry_ | {"min_assurance": "A1"}}
+    datasets.describe(world.store, "firms", {}, {name: plain})
+    second = certified(home, world.store, "王芳", now)
+    datasets.sign_entry(home, world.store, "firms", now)
+    signed = datasets.sign_entry(home, world.store, "firms", now, second)
+    assert datasets.is_in_force(world.store, signed)
+    world.start()
 
 
 def test_a17_a_field_on_a_grid_offers_neither_equality_nor_its_value() -> None:

@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import json
 import shutil
+import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -456,8 +457,15 @@ def receipt(site: Site) -> Receipt:
 
 
 def test_a38_a_receipt_verifies_with_cards_alone_and_says_who_cosigned(
-    site: Site, receipt: Receipt, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    site: Site,
+    receipt: Receipt,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """On a machine that has no network, no home and no database."""
+    monkeypatch.setattr(socket, "socket", None)
+    monkeypatch.delenv("LIANMO_HOME", raising=False)
     file, cards = tmp_path / "receipt.json", []
     file.write_bytes(receipt.to_json())
     for org in ("tax", "court", "bank-a"):
