@@ -84,6 +84,12 @@ def append(name: str, text: str) -> Callable[[Path], None]:
     return harm
 
 
+def reconfigure(home: Path, old: str, new: str) -> None:
+    config = home / "config.toml"
+    assert old in config.read_text()
+    config.write_text(config.read_text().replace(old, new))
+
+
 def mode(name: str, bits: int) -> Callable[[Path], None]:
     return lambda folder: (folder / name).chmod(bits)
 
@@ -415,8 +421,7 @@ def taken() -> Iterator[int]:
 
 def test_a_port_in_use_is_named_with_its_setting(folder: Path) -> None:
     with taken() as port:
-        config = folder / "platform" / "config.toml"
-        config.write_text(config.read_text().replace("127.0.0.1:1", f"127.0.0.1:{port}"))
+        reconfigure(folder / "platform", "127.0.0.1:1", f"127.0.0.1:{port}")
         code, err = lianmo(folder / "platform", "coordinator", "start", "--no-relay")
     assert code == 7, err
     assert f"cannot listen on 127.0.0.1:{port}" in one_line(err)
@@ -425,13 +430,9 @@ def test_a_port_in_use_is_named_with_its_setting(folder: Path) -> None:
 
 def test_a_relay_that_cannot_have_its_port_is_named(folder: Path) -> None:
     with taken() as port:
-        config = folder / "platform" / "config.toml"
-        config.write_text(f"{config.read_text()}[coordinator]\nport = 0\nruntime_port = 0\n")
-        config.write_text(
-            config.read_text().replace(
-                'relay_address = "127.0.0.1:1"', f'relay_address = "127.0.0.1:{port}"'
-            )
-        )
+        append("platform/config.toml", "[coordinator]\nport = 0\nruntime_port = 0\n")(folder)
+        relay = 'relay_address = "127.0.0.1:{}"'
+        reconfigure(folder / "platform", relay.format(1), relay.format(port))
         code, err = lianmo(folder / "platform", "coordinator", "start")
     assert code == 7, err
     assert f"the relay did not start on 127.0.0.1:{port}" in one_line(err)
@@ -499,13 +500,6 @@ def doctor(home: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str
     return {item["check"]: item for item in json.loads(out)}
 
 
-def use_port(home: Path, port: int) -> None:
-    config = home / "config.toml"
-    config.write_text(
-        config.read_text().replace("https://127.0.0.1:1", f"https://127.0.0.1:{port}")
-    )
-
-
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The doctor does not wait long for the relay, which is not there."""
@@ -519,7 +513,7 @@ def test_who_answers_with_another_certificate_gets_nothing(
 ) -> None:
     before = state(folder / "tax" / "trust")
     with answering(folder / "impostor") as port:
-        use_port(folder / "tax", port)
+        reconfigure(folder / "tax", "https://127.0.0.1:1", f"https://127.0.0.1:{port}")
         capsys.readouterr()
         assert call(["--home", str(folder / "tax"), *words]) == 4
         err = one_line(capsys.readouterr().err)
@@ -537,7 +531,7 @@ def test_a_clock_that_is_off_by_an_hour_is_found_by_the_doctor(
     folder: Path, hours: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with answering(folder / "platform", timedelta(hours=-hours)) as port:
-        use_port(folder / "tax", port)
+        reconfigure(folder / "tax", "https://127.0.0.1:1", f"https://127.0.0.1:{port}")
         found = doctor(folder / "tax", capsys)["clock"]
     assert found["state"] == "failed"
     assert "ahead" if hours > 0 else "behind" in found["text"]
