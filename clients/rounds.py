@@ -31,7 +31,9 @@ class RoundBox:
         with self._changed:
             while self._order is None or self._order.number <= self._taken:
                 left = deadline - time.monotonic()
-                if self._is_closed or left <= 0:
+                if self._is_closed:
+                    raise PartyLost("the attempt is over", party="coordinator", stage="rounds")
+                if left <= 0:
                     todo = "ask the platform to run `lianmo doctor`"
                     what = f"no round for {self._wait_s:.0f} s"
                     raise PartyLost(what, party="coordinator", stage="rounds", todo=todo)

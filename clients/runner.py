@@ -407,9 +407,7 @@ class Runner:
 
     def _run(self, attempt: _Attempt, job: _Job, older: Sequence[_Attempt]) -> None:
         """From channels to reply; never raises."""
-        pulse = _Pulse(
-            self._coordinator, job, attempt.stop, lambda: self._require_going(job), self._now
-        )
+        pulse = _Pulse(self._coordinator, job, attempt, self._require_going, self._now)
         outcome: Outcome | None = None
         began = self._now()
         log.info("attempt begun", extra=job.ids)
@@ -704,11 +702,12 @@ class _Pulse:
         self,
         coordinator: Coordinator,
         job: _Job,
-        stop: threading.Event,
-        require_going: Callable[[], None],
+        attempt: _Attempt,
+        require_going: Callable[[_Job], None],
         now: Callable[[], datetime],
     ) -> None:
-        self._coordinator, self._job, self._stop = coordinator, job, stop
+        self._coordinator, self._job = coordinator, job
+        self._stop, self._rounds = attempt.stop, attempt.rounds
         self._require_going, self._now = require_going, now
         self._latest: Progress | None = None
         self._news, self._ended = threading.Event(), threading.Event()
@@ -741,16 +740,17 @@ class _Pulse:
             self._tell()
             if is_last:
                 return
-            if self._stop.is_set():  # wakes a program that waits for a peer
+            if self._stop.is_set():  # wakes a program that waits for a peer, or for its next round
                 self._job.tell_others("STOPPED")
                 self._job.close()
+                self._rounds.close()
                 return
             self._ended.wait(PROGRESS_S)
 
     def _look(self) -> None:
         """At what this node itself knows, which no coordinator can withhold."""
         try:
-            self._require_going()
+            self._require_going(self._job)
         except Stop as error:
             log.info("attempt ends", extra=self._job.ids | {"reason": str(error)})
             self._stop.set()

@@ -135,6 +135,17 @@ class Entries:
         return RECEIPT
 
 
+def memory_books() -> Books:
+    """What a process of a test remembers, and no longer."""
+    return Books(
+        MemorySpentBook(),
+        MemoryAnswerBook(),
+        MemoryReplyBook(),
+        MemoryAttemptBook(),
+        MemoryRoundBook(),
+    )
+
+
 class City:
     def __init__(self, folder: Path) -> None:
         self.homes = {
@@ -162,13 +173,7 @@ class City:
             program=program,
             relay=self.queues.of(org),
             coordinator=self.board,
-            books=Books(
-                MemorySpentBook(),
-                MemoryAnswerBook(),
-                MemoryReplyBook(),
-                MemoryAttemptBook(),
-                MemoryRoundBook(),
-            ),
+            books=memory_books(),
             audit=self.audits[org],
             now=lambda: datetime.now(UTC),
             **({"hold_s": 5.0} | options),
@@ -366,6 +371,29 @@ def test_a_newer_attempt_ends_the_older_one_which_cannot_come_back(city: City) -
     assert eventually(lambda: train(runner, newer).state == "succeeded")
     assert eventually(lambda: train(runner, order).state == "stopped")
     assert city.runs == 2
+
+
+@pytest.mark.parametrize("is_over", ["newer attempt", "stopped"])
+def test_a_program_that_waits_for_its_next_round_ends_with_its_attempt(
+    city: City, is_over: str
+) -> None:
+    """As when the process that makes the rounds has died: nobody will send the next one."""
+
+    def program(party: Party, admission: Admission) -> Outcome:
+        if party.attempt == 1:
+            assert party.rounds is not None
+            party.rounds.take()
+        return Outcome(b"{}")
+
+    city.program = program
+    order, runner = city.order(), city.runner(TAX, hold_s=0.1)
+    assert train(runner, order).state == "running"
+    if is_over == "stopped":
+        city.board.status = JobStatus.STOPPED
+    else:
+        newer = order.model_copy(update={"attempt": 2})
+        assert eventually(lambda: train(runner, newer).state == "succeeded", timeout_s=20)
+    assert eventually(lambda: train(runner, order).state == "stopped", timeout_s=20)
 
 
 def test_two_departments_share_a_seed_that_is_of_this_job_and_attempt_alone(city: City) -> None:
