@@ -177,8 +177,12 @@ class Consents:
             here = {digest[:32] for digest in session.scalars(select(ConsentEventRow.digest))}
         return [entry for entry in status.events if entry not in here]
 
-    def put_status(self, envelope: Envelope, trust: TrustStore, now: datetime) -> StatusList:
+    def put_status(
+        self, envelope: Envelope, trust: TrustStore, now: datetime, *, needs_all: bool = True
+    ) -> StatusList:
         """Keep a status list that is newer than the one that is here, and whole.
+
+        needs_all: as everywhere where questions are answered, with every event that it names.
 
         Raises IntegrityError if the platform has not signed it or it leaves a revoked certificate
         out that was listed before, Conflict for an older one or one that lists events which are not
@@ -187,7 +191,7 @@ class Consents:
         found = trust.verify(envelope, StatusList, Usage.GRANT, now)
         if trust.card(found.org).org_kind is not OrgKind.PLATFORM:
             raise IntegrityError("a status list is the platform's", party=found.org)
-        if missing := self.missing(found.object):
+        if needs_all and (missing := self.missing(found.object)):
             what = f"the status list names {len(missing)} events that are not here"
             raise Conflict(what, party=found.org, todo="get them first: `lianmo grant sync`")
         with self._store.writing(StatusListRow) as session:

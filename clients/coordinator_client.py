@@ -42,6 +42,7 @@ from federation.api import (
 from federation.consent_api import (
     EventBundles,
     EventsWanted,
+    GrantsNamed,
     Inbox,
     Notices,
     Outbox,
@@ -230,6 +231,11 @@ class CoordinatorClient:
         """The events of these entries of a status list."""
         body = EventsWanted(events=tuple(entries))
         return self._call(EventBundles, "POST", "/grants/events/wanted", body, key="").items
+
+    def events_of_grants(self, grants: Sequence[str]) -> tuple[BySubject, ...]:
+        """The events on these grants."""
+        body = GrantsNamed(grants=tuple(grants))
+        return self._call(EventBundles, "POST", "/grants/events/of", body, key="").items
 
     def notices(self, mailbox: str, after: int = 0) -> Notices:
         """Sealed receipts for a key of this organisation's card."""

@@ -57,7 +57,7 @@ from federation.grants import (
     verify_by_subject,
     verify_card,
 )
-from federation.identity import KEY_LIFE, PrivateKey
+from federation.identity import KEY_LIFE, USAGES, PrivateKey
 from federation.keyring import write
 from federation.objects import OrgKind, Purpose, Usage, utc_text
 
@@ -449,14 +449,22 @@ def take_event(home: Home, store: Store, bundle: BySubject, now: datetime) -> bo
 
 
 def sync(home: Home, store: Store, client: CoordinatorClient, now: datetime) -> int:
-    """Fetch the newest status list and every event it names; how many events were new.
+    """Fetch the newest status list and its events; how many events were new.
 
-    The list counts only once all its events are here: raises Conflict or Unavailable until then,
-    and what was there before stays in force until it is too old.
+    Where questions are answered the list counts only once every event that it names is here: raises
+    Conflict or Unavailable until then, and what was there before stays in force until it is too
+    old. Elsewhere nothing depends on it, and only events on grants that are here come.
     """
     consents, fresh = Consents(store), 0
     envelope = client.status_list()
     listed = home.trust().verify(envelope, StatusList, Usage.GRANT, now).object
+    if Usage.ANSWER not in USAGES[home.own().org_kind]:
+        here = [stored.digest for stored in consents.all()]
+        for start in range(0, len(here), FETCH):
+            for bundle in client.events_of_grants(here[start : start + FETCH]):
+                fresh += take_event(home, store, bundle, now)
+        consents.put_status(envelope, home.trust(), now, needs_all=False)
+        return fresh
     missing = consents.missing(listed)
     for start in range(0, len(missing), FETCH):
         for bundle in client.grant_events(missing[start : start + FETCH]):

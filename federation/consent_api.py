@@ -87,6 +87,12 @@ class EventsWanted(Body):
     events: Annotated[tuple[Listed, ...], Field(max_length=256)]
 
 
+class GrantsNamed(Body):
+    """Grants whose events somebody wants who has them: nobody else can name them."""
+
+    grants: Annotated[tuple[Digest, ...], Field(max_length=256)]
+
+
 class Taken(Body):
     """An event or revocation that the coordinator has and will list."""
 

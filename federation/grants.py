@@ -527,7 +527,7 @@ class StatusList(SignedObject):
     """Which events and revoked certificates there are, by the first 16 bytes of their digests.
 
     Digests, and not a bitmap: whoever drafts a grant cannot know a free place in one, and whether
-    an event is the subject's is judged where the grant is known, at the provider (ADR 11).
+    an event is the subject's is judged where the grant is known, at the provider (ADR 11, 17).
     """
 
     kind: ClassVar[str] = "status-list"

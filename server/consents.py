@@ -24,7 +24,7 @@ from federation.grants import (
     SubjectCertificate,
     verify_by_subject,
 )
-from federation.identity import PrivateKey
+from federation.identity import USAGES, PrivateKey
 from federation.objects import Usage, utc_text
 from federation.trust import TrustStore
 from server.store import (
@@ -89,6 +89,7 @@ class Consents:
                     digest=found.digest,
                     sender=org,
                     subject=found.subject,
+                    consent=found.object.grant,
                     bundle=bundle.to_json(),
                     created=now,
                 )
@@ -113,12 +114,26 @@ class Consents:
             session.merge(row)
         return found.digest
 
-    def events(self, entries: Sequence[str]) -> tuple[BySubject, ...]:
-        """Events by the entries of a list; those that are not here are left out."""
+    def events(self, org: str, entries: Sequence[str]) -> tuple[BySubject, ...]:
+        """Events by the entries of a list; those that are not here are left out.
+
+        Refused for organisations that answer nobody: which firm has revoked something is a fact
+        about it, and a list's entries are known to all.
+        """
+        if Usage.ANSWER not in USAGES[self._trust().card(org).org_kind]:
+            todo = "ask for events of the grants that are here: `lianmo grant sync` does"
+            raise Refused("only owners of data get all events", party=org, todo=todo)
         with self._store.read() as session:
             query = sa.select(GrantEventRow.bundle)
             prefix = sa.func.substr(GrantEventRow.digest, 1, 32)
             rows = session.scalars(query.where(prefix.in_(entries))).all()
+        return tuple(BySubject.from_json(row) for row in rows)
+
+    def events_of(self, grants: Sequence[str]) -> tuple[BySubject, ...]:
+        """Events on these grants, for whoever can name them."""
+        with self._store.read() as session:
+            query = sa.select(GrantEventRow.bundle).where(GrantEventRow.consent.in_(grants))
+            rows = session.scalars(query.order_by(GrantEventRow.created)).all()
         return tuple(BySubject.from_json(row) for row in rows)
 
     def status(self) -> Envelope:

@@ -173,6 +173,7 @@ class GrantEventRow(Base):
     digest: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
     sender: Mapped[str] = mapped_column(sa.String(32), index=True)
     subject: Mapped[str | None] = mapped_column(sa.String(18), index=True)  # None: the platform
+    consent: Mapped[str] = mapped_column(sa.String(64), index=True)  # the grant's digest
     bundle: Mapped[bytes] = mapped_column(sa.LargeBinary)
     created: Mapped[datetime] = mapped_column(UtcTime)
 

@@ -28,6 +28,7 @@ from federation.consent_api import (
     TAKE_MAX,
     EventBundles,
     EventsWanted,
+    GrantsNamed,
     Inbox,
     Notices,
     Outbox,
@@ -206,9 +207,14 @@ def router(relay: SealedRelay, consents: Consents) -> APIRouter:
         return StatusBody(status=consents.status())
 
     @api.post("/grants/events/wanted")
-    def events(body: EventsWanted) -> EventBundles:
-        """Show the events of these entries of a status list."""
-        return EventBundles(items=consents.events(body.events))
+    def events(org: Caller, body: EventsWanted) -> EventBundles:
+        """Show the events of these entries of a status list, to an organisation that answers."""
+        return EventBundles(items=consents.events(org, body.events))
+
+    @api.post("/grants/events/of")
+    def events_of(body: GrantsNamed) -> EventBundles:
+        """Show the events on these grants, to whoever has the grants."""
+        return EventBundles(items=consents.events_of(body.grants))
 
     @api.get("/grants/notices/{mailbox}")
     def notices(org: Caller, mailbox: KeyId, after: After = 0) -> Notices:

@@ -59,6 +59,7 @@ ROUTES = [
     ("post", "/api/v1/grants/certificate-revocations"),
     ("get", "/api/v1/grants/status"),
     ("post", "/api/v1/grants/events/wanted"),
+    ("post", "/api/v1/grants/events/of"),
     ("get", "/api/v1/grants/notices/{mailbox}"),
     ("put", "/api/v1/witness/checkpoint"),
     ("put", "/api/v1/witness/cosignatures"),
@@ -129,6 +130,8 @@ class Whole(Site):
             ]
         if path.endswith("certificate-revocations"):
             return [{"revocation": bodies[0], "certificate": bodies[0]}]
+        if path.endswith("events/of"):
+            return [{"grants": ["0" * 64]}]
         if path.endswith("wanted"):
             return [{"events": ["0" * 32]}]
         if path.endswith("events"):
