@@ -19,7 +19,7 @@ import pytest
 from clients import bundles, replay
 from clients.cli.main import call
 from clients.home import Home
-from clients.runner import Admission, Books, Outcome, Runner
+from clients.runner import Admission, Outcome, Runner
 from clients.store import Jobs, Store
 from clients.transcripts import StoredTranscript
 from federation import escrow, fab
@@ -33,12 +33,9 @@ from federation.tables import BankData, DepartmentData
 from federation.tasks import registry
 from federation.tasks.party import Party
 from protocols import labels, linear_query
-from protocols.books import MemoryAnswerBook, MemorySpentBook
-from protocols.row_key_books import MemoryAttemptBook, MemoryReplyBook
-from protocols.secagg_books import MemoryRoundBook
 from protocols.streams import encode
 from tests.attacks.test_replay_attacks import Biased
-from tests.clients.test_runner import Board, Entries, Queues
+from tests.clients.test_runner import Board, Entries, Queues, memory_books
 from tests.federation.parties import CODES
 from tests.federation.scorecard_data import SUMS_ONLY, make_world
 
@@ -115,13 +112,7 @@ class AuditedCity:
                 program=partial(self._party, org),
                 relay=self.queues.of(org),
                 coordinator=Board(),
-                books=Books(
-                    MemorySpentBook(),
-                    MemoryAnswerBook(),
-                    MemoryReplyBook(),
-                    MemoryAttemptBook(),
-                    MemoryRoundBook(),
-                ),
+                books=memory_books(),
                 audit=Entries(),
                 now=lambda: datetime.now(UTC),
                 hold_s=60.0,
