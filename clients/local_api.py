@@ -41,9 +41,9 @@ from clients.watcher import Watcher
 from federation.api import PROBLEM_TYPE, Body, Page, Problem, from_cursor, problem_of, to_cursor
 from federation.catalogue import Period, Question
 from federation.enquiry import Answered, Comparison
-from federation.errors import LianmoError, Unavailable
+from federation.errors import LianmoError, Refused, Unavailable
 from federation.grants import GRANT_LIFE, Channel, State
-from federation.keyring import SECRET_MODE, write_once
+from federation.keyring import SECRET_MODE, require_mode, write_once
 from federation.objects import Digest, FieldName, Name, ObjectName, OrgId, Purpose, Time, utc_text
 from federation.problems import handlers, plain_problem
 from federation.request_body import read_body, replay_body
@@ -53,6 +53,7 @@ log = logging.getLogger("lianmo.api")
 MAX_BODY = 256 << 10
 MAX_BATCH = 100
 KEY_LIFE = GRANT_LIFE + timedelta(days=7)  # then no grant is in force that it could cost a use of
+TOKEN_LEAST = 32  # characters
 SOCKET_PATH_MAX = 100  # bytes; Linux takes 107
 HEADERS = (
     (b"cache-control", b"no-store"),
@@ -373,11 +374,18 @@ class Door:
 
 
 def token_of(home: Home) -> str:
-    """The API's token; made when first asked for, in a file of mode 0600."""
+    """The API's token; made when first asked for, in a file of mode 0600.
+
+    Raises Refused for a file that others may read, or that holds too little to be a secret.
+    """
     file = home.path / "api.token"
     if not file.is_file():
         write_once(file, secrets.token_urlsafe(32).encode(), SECRET_MODE)
-    return file.read_text().strip()
+    require_mode(file, SECRET_MODE)
+    if len(token := file.read_text().strip()) < TOKEN_LEAST:
+        todo = f"delete {file}: the next start makes a new one"
+        raise Refused(f"{file} holds no token of {TOKEN_LEAST} characters", todo=todo)
+    return token
 
 
 @contextlib.contextmanager

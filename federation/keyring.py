@@ -63,9 +63,9 @@ class Keyring:
     def require_private(self) -> None:
         """Raises Refused if anybody but the owner may read the keys (or list the folder)."""
         for folder in (self.path, self.path / "keys"):
-            _require_mode(folder, DIRECTORY_MODE)
+            require_mode(folder, DIRECTORY_MODE)
         for file in sorted((self.path / "keys").iterdir()):
-            _require_mode(file, SECRET_MODE)
+            require_mode(file, SECRET_MODE)
 
     def key(self, usage: Usage) -> PrivateKey:
         """This organisation's private key for that use.
@@ -75,7 +75,7 @@ class Keyring:
         file = self.key_file(usage)
         if not file.is_file():
             raise NotFound(f"this organisation has no {usage} key", party=self.own().org)
-        _require_mode(file, SECRET_MODE)
+        require_mode(file, SECRET_MODE)
         state, known = _state(file), self._keys.get(usage)
         if known is not None and known[0] == state and self._is_of_card(known[1]):
             return known[1]
@@ -307,7 +307,8 @@ def _read_named(file: Path, home: Path) -> Envelope:
     return envelope
 
 
-def _require_mode(path: Path, mode: int) -> None:
+def require_mode(path: Path, mode: int) -> None:
+    """Raises Refused where others have more rights to a file or folder than the mode gives."""
     found = path.stat()
     if stat.S_IMODE(found.st_mode) & ~mode:
         what = f"{path} has mode {stat.S_IMODE(found.st_mode):04o}, others could read it"

@@ -17,7 +17,7 @@ from clients.forgetting import forget_old
 from clients.local_api import create_app, token_of
 from clients.store import IdempotencyRow
 from federation.api import Problem
-from federation.errors import Unavailable
+from federation.errors import Refused, Unavailable
 from tests.acceptance.consent import FIRM, World
 
 TOKEN = "t" * 43
@@ -234,7 +234,20 @@ def test_a52_the_token_is_in_a_file_for_the_account_alone(world: World) -> None:
     token = token_of(home)
     assert len(token) >= 43
     assert token_of(home) == token
-    assert stat.S_IMODE((home.path / "api.token").stat().st_mode) == 0o600
+    file = home.path / "api.token"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    file.chmod(0o640)
+    with pytest.raises(Refused, match="others could read"):
+        token_of(home)
+
+
+@pytest.mark.parametrize("token", ["", "\n", "secret"])
+def test_a_file_without_a_token_opens_to_nobody(world: World, token: str) -> None:
+    file = world.homes["bank-a"].path / "api.token"
+    file.touch(0o600)
+    file.write_text(token)
+    with pytest.raises(Refused, match="holds no token"):
+        token_of(world.homes["bank-a"])
 
 
 def test_a53_a_page_stays_where_it_is_while_questions_come_in(api: Api) -> None:
