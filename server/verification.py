@@ -119,6 +119,7 @@ class SealedRelay:
             self._of_sender[provider, call.sender] -= 1
             if not call.answer.done():
                 found.append(ParcelEntry(id=call.id, sender=call.sender, sealed=call.sealed))
+            call.sealed = b""  # up to 256 KiB, and the call is remembered for its answer alone
         return found
 
     def reply(self, provider: str, name: str, sealed: bytes) -> None:
@@ -149,6 +150,7 @@ class SealedRelay:
     def _drop(self, call: _Call) -> None:
         if self._calls.get(call.id) is call:
             del self._calls[call.id]
+        call.sealed = b""  # it stands in its queue until the provider asks again
         call.answer.cancel()
 
     def _forget(self) -> None:

@@ -4,6 +4,7 @@ not show the firm another thing than it opens, and an earlier answer not make a 
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import tracemalloc
@@ -42,6 +43,7 @@ from federation.identity import USAGES, PrivateKey, card_signers, key_id
 from federation.objects import KeyRecord, OrgKind, Usage, utc_text
 from server.consents import Consents as ServerConsents
 from server.store import Store as ServerStore
+from server.verification import SealedRelay
 from tests.acceptance.consent import CODES, FIELDS, FIRM, NOW, OTHER_FIRM, Firm, World
 from tests.acceptance.test_carriers import consents
 from tests.clients.persons import certified, request_of
@@ -384,3 +386,19 @@ def test_a_column_has_one_grid_and_no_field_opens_a_more_sensitive_one(world: Wo
     for secret in ({"level": "L5", "trade_secret": False}, {"level": "L2"}):
         with pytest.raises(ValidationError, match="more sensitive"):
             published(field(**secret), field(name="turnover", enquiry=alias, **open_))
+
+
+def test_the_coordinator_keeps_no_question_that_was_taken() -> None:
+    async def asked_and_answered() -> None:
+        relay = SealedRelay()
+        await relay.take("tax", 0)
+        waiting = asyncio.create_task(relay.ask("bank-a", "tax", b"x" * 2048))
+        await asyncio.sleep(0)
+        (entry,) = await relay.take("tax", 0)
+        assert entry.sealed == b"x" * 2048
+        assert not any(call.sealed for call in relay._calls.values())
+        relay.reply("tax", entry.id, b"answer")
+        assert await waiting == b"answer"
+        assert await relay.ask("bank-a", "tax", b"x" * 2048) == b"answer"
+
+    asyncio.run(asked_and_answered())
