@@ -662,14 +662,14 @@ def notice(terms: Terms, lang: Language) -> str:
     begin, end = terms.not_before[:10], terms.expires[:10]
     lines += (
         [
-            f"次数：最多 {times} 次",
+            f"次数：每家数据单位最多 {times} 次",
             f"有效期：{begin} 至 {end}",
             f"银行保存答案：最多 {days} 天",
             "您可以随时暂停或撤销，并可查看每一次使用的凭证。不签署不影响您的其他业务。",
         ]
         if zh
         else [
-            f"How often: at most {times} times",
+            f"How often: at most {times} times at each data holder",
             f"Valid: {begin} to {end}",
             f"The bank keeps the answers for at most {days} days",
             "You can pause or revoke at any time and see a receipt of every use. "

@@ -34,10 +34,12 @@ from federation.grants import (
     CertificateRevocation,
     Change,
     GrantEvent,
+    Language,
     NamedOrg,
     StatusList,
     SubjectCard,
     SubjectCertificate,
+    notice,
 )
 from federation.identity import USAGES, PrivateKey, card_signers, key_id
 from federation.objects import KeyRecord, OrgKind, Usage, utc_text
@@ -402,3 +404,9 @@ def test_the_coordinator_keeps_no_question_that_was_taken() -> None:
         assert await relay.ask("bank-a", "tax", b"x" * 2048) == b"answer"
 
     asyncio.run(asked_and_answered())
+
+
+def test_the_notice_says_that_each_holder_counts_for_itself(world: World) -> None:
+    terms = world.terms(max_uses=7)
+    assert "每家数据单位最多 7 次" in notice(terms, Language.ZH)
+    assert "at most 7 times at each data holder" in notice(terms, Language.EN)
