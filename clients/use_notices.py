@@ -33,6 +33,7 @@ from protocols import merkle
 
 log = logging.getLogger("lianmo.uses")
 
+RECIPIENTS = 10_000  # keys of subjects that are remembered
 _OUTBOX = table_of(UseOutboxRow)
 
 
@@ -106,7 +107,7 @@ class UseNotices:
         wait: timedelta,
     ) -> None:
         self._home, self._store, self._carrier, self._now = home, store, carrier, now
-        self._wait = wait
+        self._wait, self._recipients = wait, dict[str, bytes | None]()
         self._audit, self._consents = AuditLog(home, store), Consents(store)
 
     def round(self) -> int:
@@ -183,11 +184,19 @@ class UseNotices:
         )
         signed = sign(use, self._home.key(Usage.ANSWER))
         content = UseNotice(use=signed, receipt=receipt).to_bytes()
-        recipient = encrypt_key(self._consents.get(use.grant).bundle)
+        recipient = self._recipient(use.grant)
         if recipient is None:
             raise LianmoError("the subject's card has no key to seal to")
         sealed = sealing.seal(sealing.USE, content, sender=self._home.org, recipient=recipient)
         return NoticeBody(mailbox=sealed[: sealing.KEY_BYTES].hex(), sealed=sealed)
+
+    def _recipient(self, grant: str) -> bytes | None:
+        """The key of the grant's subject; a card proves itself once for all uses of a grant."""
+        if grant not in self._recipients:
+            if len(self._recipients) >= RECIPIENTS:
+                self._recipients.clear()
+            self._recipients[grant] = encrypt_key(self._consents.get(grant).bundle)
+        return self._recipients[grant]
 
 
 def encrypt_key(bundle: BySubject) -> bytes | None:
