@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import select, update
 
 from clients.audit import AuditLog
-from clients.consent import Consents, Debits
+from clients.consent import Consents, Debits, Leak
 from clients.gate import Gate
 from clients.home import Home
 from clients.store import AlertRow, Store, WatchRow
@@ -40,7 +40,7 @@ KEPT, ASKED = "kept", "asked"
 WATCHING, ALERTED = "watching", "alert"  # as a result
 REMOVED = "removed"  # why a watch ended: its bank wants no more
 # That end a watch for good; others may pass: a stale list, a pause.
-FINAL = {Reason.REVOKED, Reason.EXPIRED, Reason.USES}
+FINAL = {Reason.REVOKED, Reason.EXPIRED, Reason.USES, Reason.BITS}
 WITHHELD = "withheld"  # in place of the time at which the bank took an alert
 
 
@@ -55,15 +55,7 @@ class Watches:
 
     def debits(self, asked: Asked[WatchRequest]) -> Sequence[Debit]:
         """The question's bit, on the same budget as questions of others."""
-        request, said = asked.request, asked.places[0].offered.enquiry
-        if said is None:
-            raise RuntimeError("a field without an enquiry passed check 8")
-        snapshot = self._store.datasets.get(request.dataset).snapshot
-        place = (request.dataset, request.field, request.period)
-        scope = self._debits.scope(request.subject, *place)
-        column = said.column(request.field, request.period)
-        basis = enquiry.basis(snapshot, column, said)
-        return [Debit(scope, basis, self._debits.leak(scope, basis), BIT, said.bits_budget)]
+        return [_debit(self._store, self._debits, asked.request, asked.places[0].offered)]
 
     def read(
         self, asked: Asked[WatchRequest], intents: Sequence[int], debits: Sequence[Debit]
@@ -163,13 +155,14 @@ class Watchman:
             uses, last_use = self._debits.uses(due.consent)
             if uses >= grant.max_uses:
                 raise Denied(Check.BUDGET, Reason.USES, "the grant is used up")
+            _require_bits(_debit(self._store, self._debits, request, place.offered))
         except Denied as error:
             if error.reason in FINAL:
                 self._end(due.digest, error.reason)
             raise
         with self._audit.together(now):
             intent = self._enter(Action.WATCHED, due, now)
-        catalogue, as_of = place.entry.digest(), place.entry.as_of
+        catalogue = place.entry.digest()
         holds, snapshot, _ = _look(self._gate, intent.seq, request, place.offered, catalogue)
         if not holds or due.holds:
             self._mark(due, snapshot, holds)
@@ -182,7 +175,7 @@ class Watchman:
         if now < until:  # looked at again when the pause is over, if it still holds then
             self._paused[due.digest] = snapshot, until
             return False
-        self._raise_alert(due, snapshot, as_of, now)
+        self._raise_alert(due, snapshot, place, now)
         return True
 
     def _require_allowed(
@@ -198,11 +191,16 @@ class Watchman:
         (place,) = require_granted(request, found, policy, self._facts, now)
         return place, found.object
 
-    def _raise_alert(self, due: _Due, snapshot: str, as_of: str, now: datetime) -> None:
+    def _raise_alert(self, due: _Due, snapshot: str, place: Granted, now: datetime) -> None:
         request, stored = due.request, self._consents.get(due.consent)
         grant = stored.grant
         with self._audit.together(now):
-            intent = self._enter(Action.ASKED, due, now)
+            # an alert tells a bit more, as a question on new data would
+            debit = _debit(self._store, self._debits, request, place.offered)
+            _require_bits(debit)
+            spent = Leak(debit.before.millibits + debit.millibits, debit.before.known)
+            self._debits.put_leak(debit.scope, debit.basis, spent)
+            intent = self._enter(Action.ASKED, due, now, debit)
             left = grant.max_uses - self._debits.use(due.consent, now)
             alert = Alert(
                 org=self._home.org,
@@ -212,7 +210,7 @@ class Watchman:
                 rule=request.rule,
                 severity=request.severity,
                 created=utc_text(now),
-                as_of=as_of,
+                as_of=place.entry.as_of,
                 uses_left=left,
                 log=self._audit.origin,
                 entry=intent.seq,
@@ -248,7 +246,9 @@ class Watchman:
     def _end(self, digest: str, why: Reason | None) -> None:
         end_watch(self._audit, self._store, digest, why, self._now())
 
-    def _enter(self, action: Action, due: _Due, now: datetime) -> AuditEntry:
+    def _enter(
+        self, action: Action, due: _Due, now: datetime, debit: Debit | None = None
+    ) -> AuditEntry:
         """What is about to be done, in the caller's transaction; Refused if the watch was ended
         while it was on its way."""
         with self._store.reading() as session:
@@ -261,6 +261,8 @@ class Watchman:
             actor=Usage.ANSWER,
             outcome=Result.ADMITTED,
             job=due.consent,
+            scope=None if debit is None else debit.scope,
+            amount=None if debit is None else debit.millibits,
             subject=due.request.subject.encode(),
         )
 
@@ -368,6 +370,21 @@ def kept_bytes(signed: Envelope, seq: int) -> bytes:
 def unkept(kept: bytes) -> tuple[Envelope, int]:
     """The two parts of it."""
     return Envelope.from_json(kept[8:]), int.from_bytes(kept[:8], "big")
+
+
+def _debit(store: Store, debits: Debits, request: WatchRequest, offered: Field) -> Debit:
+    """One bit, on the same budget as questions of others."""
+    if (said := offered.enquiry) is None:
+        raise RuntimeError("a field without an enquiry passed check 8")
+    snapshot = store.datasets.get(request.dataset).snapshot
+    scope = debits.scope(request.subject, request.dataset, request.field, request.period)
+    basis = enquiry.basis(snapshot, said.column(request.field, request.period), said)
+    return Debit(scope, basis, debits.leak(scope, basis), BIT, said.bits_budget)
+
+
+def _require_bits(debit: Debit) -> None:
+    if debit.before.millibits + debit.millibits > debit.bits_budget * BIT:
+        raise Denied(Check.BUDGET, Reason.BITS, "the field's budget of bits is spent")
 
 
 def _look(

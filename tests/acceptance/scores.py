@@ -249,7 +249,7 @@ class ScoreWorld:
         if org == "power":
             fields["months"] |= {
                 "ops": ["train", "score", "verify"],
-                "enquiry": {"ops": ["compare"], "grid": GRID, "bits_budget": 64},
+                "enquiry": {"ops": ["compare"], "grid": GRID, "bits_budget": 256},
             }
         fields |= {"uscc": {"level": "L2"}} | ({"bad": {"level": "L2"}} if label else {})
         datasets.describe(store, name, dict.fromkeys(datasets.OWN_WORDS, "依法"), fields)

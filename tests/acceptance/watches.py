@@ -78,14 +78,14 @@ class WatchWorld(ScoreWorld):
         self.incoming: dict[str, Incoming] = {}
         super().__init__(folder, task)
 
-    def months(self, value: float) -> int:
-        """The firm's record changes, the owner refreshes; how many alerts follow."""
+    def months(self, value: float, row: int = ROW) -> int:
+        """A firm's record changes, the owner refreshes; how many alerts follow."""
         self.now += timedelta(minutes=10)
         self.refresh()
         months, usage = DATA.columns["power"]
         assert isinstance(months, NumberColumn)
         changed = months.values.copy()
-        changed[ROW] = value
+        changed[row] = value
         self.write_table("power", (replace(months, values=changed), usage))
         datasets.refresh(self.homes["power"], self.stores["power"], "arrears", self.now)
         return self.watchman().round()

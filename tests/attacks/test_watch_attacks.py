@@ -16,13 +16,14 @@ from clients.home import Home
 from clients.store import AlertRow, WatchRow
 from clients.verification_settings import VerificationSettings
 from clients.watching import Watchman
-from federation.audit import Action, AuditEntry
+from federation.audit import Action, AuditEntry, Reason
 from federation.catalogue import Assurance
+from federation.enquiry import BIT
 from federation.errors import Refused
 from federation.objects import Purpose
 from federation.tables import NumberColumn
 from tests.acceptance.consent import Firm
-from tests.acceptance.scores import BANK, CODES, DATA, SETTINGS
+from tests.acceptance.scores import BANK, CODES, DATA, DATASET, FIELD, GRID, SETTINGS
 from tests.acceptance.watches import ROW, WatchWorld
 
 
@@ -190,3 +191,39 @@ def test_an_alert_is_kept_no_longer_than_the_firm_has_granted(world: Running) ->
     assert len(world.watcher.alerts(watched.digest)) == 1
     forget_old(*bank, came + timedelta(days=7))
     assert world.watcher.alerts(watched.digest) == []
+
+
+def test_alerts_tell_no_more_bits_than_the_field_has(world: Running) -> None:
+    """Four uses and a budget of three bits: signing up is one, and then two alerts, not three."""
+    home, store = world.homes["power"], world.stores["power"]
+    other = 23
+    offer(world, 3)
+    world.months(0, other)
+    try:
+        firm = Firm(CODES[other].decode()).certified_by(world.homes["licence"], Assurance.A3)
+        watched = world.watch(world.watch_grant(firm=firm, max_uses=9))
+        log = AuditLog(home, store)
+        found = []
+        for value in (2, 0, 3, 0, 2):
+            looks = len(world.looks())
+            found.append(world.months(value, other))
+        assert found == [1, 0, 1, 0, 0]
+        assert len(world.looks()) == looks  # nor is it looked at any more
+        assert world.ended(watched) == Reason.BITS.value
+        spent = [entry.amount or 0 for entry in log.entries() if entry.scope is not None]
+        assert sum(spent[-3:]) == 3 * BIT
+    finally:
+        offer(world, 256)
+
+
+def offer(world: Running, bits: int) -> None:
+    """The owner's entry of the watched field, with that budget."""
+    home, store, name = world.homes["power"], world.stores["power"], DATASET["power"]
+    said = {"ops": ["compare"], "grid": GRID, "bits_budget": bits}
+    fields = {"months": FIELD | {"ops": ["train", "score", "verify"], "enquiry": said}}
+    fields["months"]["description"] = "months 说明"
+    datasets.describe(store, name, {}, fields)
+    world.now += timedelta(minutes=1)
+    world.refresh()
+    signed = datasets.sign_entry(home, store, name, world.now)
+    assert datasets.is_in_force(store, signed)
