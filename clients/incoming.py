@@ -7,6 +7,7 @@ that both asks and answers (a guarantor) gets all of them on one line. Outside t
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 
 from clients.ending import Endings
@@ -14,11 +15,13 @@ from clients.home import Home
 from clients.verification import Parcel, Provider
 from clients.watcher import Watcher
 from federation import sealing
-from federation.errors import IntegrityError
+from federation.errors import IntegrityError, LianmoError
 from federation.identity import PrivateKey
 from federation.objects import Usage
 from federation.trust import TrustStore
 from federation.watch import is_alert, is_end
+
+log = logging.getLogger("lianmo.live")
 
 
 class Incoming:
@@ -41,18 +44,31 @@ class Incoming:
         replies = [b""] * len(parcels)
         questions: dict[int, Parcel] = {}
         for place, parcel in enumerate(map(self._opened, parcels)):
-            content = parcel.content or b""
-            if self._watcher is not None and is_alert(content):
-                replies[place] = self._watcher.answer([parcel])[0]
-            elif self._endings is not None and is_end(content):
-                replies[place] = self._endings.answer(parcel.sender, content)
+            try:
+                aside = self._aside(parcel, parcel.content or b"")
+            except LianmoError as error:
+                log.warning("frame not answered", extra={"reason": error.what})
+            except Exception:
+                # one frame must not take the answers to all others with it
+                log.exception("frame not answered")
             else:
-                questions[place] = parcel
+                if aside is None:
+                    questions[place] = parcel
+                else:
+                    replies[place] = aside
         if self._provider is not None and questions:
             answers = self._provider.answer(list(questions.values()))
             for place, answer in zip(questions, answers, strict=True):
                 replies[place] = answer
         return replies
+
+    def _aside(self, parcel: Parcel, content: bytes) -> bytes | None:
+        """The reply to an alert or an end; None for everything else, which is the provider's."""
+        if self._watcher is not None and is_alert(content):
+            return self._watcher.answer([parcel])[0]
+        if self._endings is not None and is_end(content):
+            return self._endings.answer(parcel.sender, content)
+        return None
 
     def _opened(self, parcel: Parcel) -> Parcel:
         """With what was sealed; as it is where it does not open: refused like any question."""

@@ -202,32 +202,35 @@ class Follower:
     def run(self) -> None:
         """Ask until `stop`."""
         while not self._stopped.is_set():
-            try:
-                grants.sync(self._home, self._store, self._client, datetime.now(UTC))
-                self._tell()
-                self._forget()
-            except LianmoError as error:
-                log.warning("status list not fetched", extra={"reason": str(error)})
-            except Exception:
-                # without a list the provider refuses by itself; the thread has to go on asking
-                log.exception("status list not fetched")
+            self.round()
             self._stopped.wait(self._every_s)
 
-    def _asks(self) -> bool:
-        return Usage.REQUEST in USAGES[self._home.own().org_kind]
+    def round(self) -> None:
+        """All of it once, each by itself: no coordinator keeps a bank from forgetting."""
+        steps = [("status list", self._sync)]
+        if Usage.REQUEST in USAGES[self._home.own().org_kind]:
+            steps += [("ends of watches", self._tell), ("answers to forget", self._forget)]
+        for what, once in steps:
+            try:
+                once()
+            except LianmoError as error:
+                log.warning("not done", extra={"what": what, "reason": str(error)})
+            except Exception:
+                # without a list the provider refuses by itself; the thread has to go on asking
+                log.exception("not done", extra={"what": what})
+
+    def _sync(self) -> None:
+        grants.sync(self._home, self._store, self._client, _now())
 
     def _tell(self) -> None:
-        if self._asks():
-            Watcher(self._home, self._store, self._client, _now).tell_ends()
+        Watcher(self._home, self._store, self._client, _now).tell_ends()
 
     def _forget(self) -> None:
-        if not self._asks():
-            return
         if time.monotonic() < self._next_forgetting:
             return
-        self._next_forgetting = time.monotonic() + FORGET_EVERY_S
         if count := forget_old(self._home, self._store, _now()):
             log.info("answers forgotten", extra={"count": count})
+        self._next_forgetting = time.monotonic() + FORGET_EVERY_S
 
 
 # --- the process ----------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import httpx
 import pytest
 from sqlalchemy import func, select
 
+from clients import live
 from clients.audit import AuditLog
 from clients.forgetting import forget_old
 from clients.local_api import create_app
@@ -18,7 +19,7 @@ from clients.scorer import Wanted
 from clients.store import AlertRow, Base, ScoreRow, WatchRow
 from federation.audit import Action
 from federation.catalogue import Assurance
-from federation.errors import NotFound
+from federation.errors import NotFound, Unavailable
 from tests.acceptance.consent import Firm
 from tests.acceptance.scores import BANK, FIRM
 from tests.acceptance.watches import WatchWorld
@@ -90,6 +91,28 @@ def test_a_score_its_parts_and_its_page_are_gone_when_the_grant_s_days_are_over(
     assert erased(world) == [1]
     assert forget(world) == 0
     assert erased(world) == [1]
+
+
+def test_a_bank_forgets_though_no_coordinator_is_there(
+    world: WatchWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Gone:
+        """A coordinator that answers nothing."""
+
+        def __getattr__(self, name: str) -> object:
+            raise Unavailable("is not there")
+
+    scored = world.scorer().score(Wanted(world.grant(retain_answer_days=7)))
+    watched = world.watch()
+    world.is_lost = True
+    world.watcher.remove(watched.digest)
+    passed(world, days=7)
+    monkeypatch.setattr(live, "_now", world.clock)
+    follower = live.Follower(world.homes[BANK], world.stores[BANK], Gone(), 60)  # type: ignore[arg-type] # none
+    follower.round()
+    with pytest.raises(NotFound):
+        world.scorer().get(scored.id)
+    assert not world.watcher.get(watched.digest).is_told
 
 
 def test_a_score_that_was_refused_is_forgotten_too(world: WatchWorld) -> None:

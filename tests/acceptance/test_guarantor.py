@@ -90,6 +90,26 @@ def test_a_guarantor_takes_alerts_and_answers_questions_on_one_line(world: Guara
     assert len(world.watcher.alerts(watched.digest)) == 1
 
 
+def test_a_frame_that_breaks_its_reader_costs_nobody_else_an_answer(
+    world: GuarantorWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.months(0)
+    watched = world.watch()
+    assert world.months(2) == 1
+    alert = world.frames[-1][1]
+
+    def broken(*_: object) -> bytes:
+        raise ZeroDivisionError
+
+    line = world._line()
+    monkeypatch.setattr(type(world.watcher), "answer", broken)
+    key = world.homes[GUARANTOR].key(Usage.ENCRYPT).spki
+    garbage = sealing.seal(sealing.ASK, b"{}", sender=BANK, recipient=key)
+    replies = line.answer([Parcel("power", alert), Parcel(BANK, garbage)])
+    assert [bool(reply) for reply in replies] == [False, True]
+    assert watched.ended is None
+
+
 def test_alerts_that_a_guarantor_raises_are_not_among_those_that_it_was_told(
     world: GuarantorWorld,
 ) -> None:
