@@ -288,8 +288,15 @@ class Watcher:
         notice = AlertNotice.from_bytes(content)
         alert = trust.verify(notice.alert, Alert, Usage.ANSWER, now, org=parcel.sender).object
         watched = self.get(alert.watch)
-        if (watched.request.provider, watched.request.grant) != (alert.org, alert.grant):
+        asked = watched.request
+        if (asked.provider, asked.verifier, asked.grant) != (
+            alert.org,
+            alert.verifier,
+            alert.grant,
+        ):
             raise IntegrityError("an alert on another's watch", party=alert.org)
+        if (asked.rule, asked.severity) != (alert.rule, alert.severity):
+            raise IntegrityError("an alert of another rule than the watch's", party=alert.org)
         proven = verify_receipt(notice.receipt, trust)
         if proven.org != alert.org or proven.entry.object != alert.digest():
             raise IntegrityError("the receipt is of another alert", party=alert.org)

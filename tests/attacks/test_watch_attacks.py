@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import select
@@ -22,6 +23,7 @@ from federation.enquiry import BIT
 from federation.errors import Refused
 from federation.objects import Purpose
 from federation.tables import NumberColumn
+from federation.watch import Alert
 from tests.acceptance.consent import Firm
 from tests.acceptance.scores import BANK, CODES, DATA, DATASET, FIELD, GRID, SETTINGS
 from tests.acceptance.watches import ROW, WatchWorld
@@ -227,3 +229,19 @@ def offer(world: Running, bits: int) -> None:
     world.refresh()
     signed = datasets.sign_entry(home, store, name, world.now)
     assert datasets.is_in_force(store, signed)
+
+
+@pytest.mark.parametrize("said", [{"severity": "critical"}, {"rule": "court-order"}])
+def test_an_owner_makes_no_more_of_a_rule_than_the_bank_asked_for(
+    world: Running, said: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bank's systems act on the rule's name and weight, which the bank has chosen."""
+    watched = world.watch(severity="info")
+
+    class Louder(Alert):
+        def __init__(self, **fields: Any) -> None:
+            super().__init__(**(fields | said))
+
+    monkeypatch.setattr("clients.watching.Alert", Louder)
+    assert world.months(2) == 1
+    assert world.watcher.alerts(watched.digest) == []
