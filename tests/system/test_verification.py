@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
-import json
-import os
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -17,19 +11,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clients import datasets, registries
-from clients.home import Home
+from clients import datasets, grants, registries
 from clients.sources import Source
 from clients.store import opened
+from federation.catalogue import Assurance
 from federation.codes import code_for_row
+from federation.grants import Capacity, Terms
 from federation.registry import Registry
+from tests.acceptance.consent import Firm
 from tests.clients.persons import certified
-from tests.system.network import Network, free_ports
+from tests.system.real_nodes import BANK, NODE, WITNESS, RealNodes, wait_for
+from tests.system.secrets_scan import disguises, family, found_in, found_in_memory
 
 pytestmark = pytest.mark.system
 
 CODES = np.sort(code_for_row(1, np.arange(40)))
-FIRM = CODES[7].decode()
+FIRM, HIDDEN = CODES[7].decode(), CODES[9].decode()  # the second's card is at nobody's
+HIDDEN_REVENUE = 7_312_345.75
 KINDS = {
     "platform": ("platform", "91330106Y71047292M"),
     "bank-a": ("bank", "91310115Y71126484T"),
@@ -40,43 +38,20 @@ KINDS = {
 GRID = ("100000", "1000000", "10000000")
 
 
-class City(Network):
+class City(RealNodes):
     """Homes of a bank, a provider, an issuer and a firm; the provider's data are published."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.port, self.runtime_port, self.relay_port = free_ports(3)
-        self.processes: dict[str, subprocess.Popen[str]] = {}
-        self._clients = []
-        for org, (kind, uscc) in KINDS.items():
-            Home.create(
-                folder / org,
-                org=org,
-                kind=kind,
-                name=f"{org} 单位",
-                uscc=uscc,
-                region="厦门",
-                coordinator_url=f"https://127.0.0.1:{self.port}",
-                relay_address=f"127.0.0.1:{self.relay_port}",
-                hosts=("127.0.0.1",) if kind == "platform" else (),
-                now=datetime.now(UTC) - timedelta(hours=1),
-            )
-        with (folder / "platform" / "config.toml").open("a") as config:
-            config.write(f"[coordinator]\nruntime_port = {self.runtime_port}\nparty_wait_s = 12\n")
-        with (folder / "tax" / "config.toml").open("a") as config:
-            config.write('[verification]\nissuers = { licence = "A3" }\nstatus_every_s = 0.5\n')
-        for org in ("tax", "bank-a", "licence"):
-            with (folder / org / "config.toml").open("a") as config:
-                config.write("[witness]\nevery_s = 0.5\n")
-        for one in KINDS:
-            for other in KINDS:
-                if one != other:
-                    self.home(one).trust_card(self.home(other).card())
+        answers = '[verification]\nissuers = { licence = "A3" }\nstatus_every_s = 0.5\n'
+        witnesses = "[witness]\nevery_s = 0.5\n"
+        settings = {BANK: witnesses, "licence": witnesses, "tax": answers + witnesses}
+        super().__init__(folder, KINDS, settings)
         self.publish()
 
     def publish(self) -> None:
         home, now = self.home("tax"), datetime.now(UTC)
         lines = [f"{code.decode()},{300_000 * (row + 1)}" for row, code in enumerate(CODES)]
+        lines[9] = f"{HIDDEN},{HIDDEN_REVENUE}"
         table = self.folder / "tax.csv"
         table.write_text("\n".join(["uscc,revenue", *lines]) + "\n")
         field = {
@@ -94,39 +69,18 @@ class City(Network):
             signed = datasets.sign_entry(home, store, "firms", now, second)
             assert datasets.is_in_force(store, signed)
 
-    def lianmo(self, org: str, *command: str, code: int = 0) -> Any:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("LIANMO_")}
-        done = subprocess.run(
-            [sys.executable, "-m", "clients.cli.main", *command, "--json"],
-            env=environment | {"LIANMO_HOME": str(self.folder / org)},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == code, (command, done.returncode, done.stdout, done.stderr)
-        return json.loads(done.stdout) if done.stdout else None
-
-    def start_real_node(self, org: str) -> None:
-        self.start(org, "-m", "clients.cli.main", "node", "start", "--no-warm")
-
-    def until_witnessed(self, org: str) -> None:
-        deadline = time.monotonic() + 60
-        while (found := self.lianmo(org, "audit", "witnesses"))["stopped"] is not None:
-            assert time.monotonic() < deadline, found
-            time.sleep(0.5)
-
 
 @pytest.fixture(scope="module")
 def city(tmp_path_factory: pytest.TempPathFactory) -> Iterator[City]:
     city = City(tmp_path_factory.mktemp("c"))
     try:
         city.start_coordinator()
-        for org in ("tax", "bank-a"):
-            city.start_real_node(org)
         # the tax bureau's log needs two witnesses of the three organisations that run nodes
-        city.start("licence", "-m", "clients.cli.main", "node", "start", "--witness-only")
+        city.start_all(tax=NODE, bank_a=NODE, licence=WITNESS)
         city.lianmo("tax", "catalogue", "publish", "firms")
+        city.until_served()
+        # the entry counts once the bank has the bureau's newest card, with its second person's key
+        wait_for(lambda: city.lianmo(BANK, "catalogue", "list"), bool)
         yield city
     finally:
         city.close()
@@ -147,22 +101,6 @@ def eventually(ask: Any, wanted: str, timeout_s: float = 60) -> Any:
             return found
         assert time.monotonic() < deadline, found
         time.sleep(0.5)
-
-
-def api(city: City, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
-    """The bank's local API, over its socket."""
-    home = city.folder / "bank-a"
-    connection = http.client.HTTPConnection("localhost")
-    connection.sock = socket.socket(socket.AF_UNIX)
-    connection.sock.connect(str(home / "api.sock"))
-    token = (home / "api.token").read_text()
-    content = None if body is None else json.dumps(body)
-    all_headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
-    connection.request(method, path, content, all_headers | headers)
-    response = connection.getresponse()
-    found = response.status, json.loads(response.read())
-    connection.close()
-    return found
 
 
 def test_a_firm_grants_the_bank_asks_and_after_revocation_nobody_answers(city: City) -> None:
@@ -191,11 +129,10 @@ def test_a_firm_grants_the_bank_asks_and_after_revocation_nobody_answers(city: C
     }
     key = {"Idempotency-Key": "0123456789abcdef"}
     city.until_witnessed("tax")
-    status, first = api(city, "POST", "/v1/verifications", question, **key)
+    status, first = city.api("POST", "/v1/verifications", question, **key)
     assert (status, first["result"]) == (201, "match")  # 300,000 x 8
-    assert api(city, "POST", "/v1/verifications", question, **key) == (201, first)
-    status, batch = api(
-        city,
+    assert city.api("POST", "/v1/verifications", question, **key) == (201, first)
+    status, batch = city.api(
         "POST",
         "/v1/verifications/batches",
         {"items": [question | {"arg": "10000000"}, question | {"arg": "999"}]},
@@ -208,8 +145,8 @@ def test_a_firm_grants_the_bank_asks_and_after_revocation_nobody_answers(city: C
     receipt = str(folder / "receipt.json")
     assert first["receipt"] == "uncosigned"
     path = f"/v1/verifications/{first['id']}"
-    until(lambda: api(city, "GET", path)[1]["receipt"] == "cosigned")
-    assert api(city, "GET", f"{path}/receipt")[1]["status"] == "cosigned"
+    until(lambda: city.api("GET", path)[1]["receipt"] == "cosigned")
+    assert city.api("GET", f"{path}/receipt")[1]["status"] == "cosigned"
     city.lianmo("bank-a", "verify", "show", first["id"], "--receipt", receipt)
     found = city.lianmo("bank-a", "receipt", "verify", receipt)
     assert found["status"] == "cosigned"
@@ -224,7 +161,7 @@ def test_a_firm_grants_the_bank_asks_and_after_revocation_nobody_answers(city: C
         assert item["status"] == "cosigned"
 
     # whoever has no node running asks himself
-    again = api(city, "POST", "/v1/verifications", question)[1]
+    again = city.api("POST", "/v1/verifications", question)[1]
     shown = city.lianmo("bank-a", "verify", "show", again["id"], "--wait", "60")
     assert shown["receipt"] == "cosigned"
 
@@ -232,7 +169,7 @@ def test_a_firm_grants_the_bank_asks_and_after_revocation_nobody_answers(city: C
     ask = ("verify", "ask", "--grant", grant[:16], "--provider", "tax", "--dataset", "firms")
     rest = ("--field", "revenue", "--op", "compare", "--arg", "1000000")
     deadline = time.monotonic() + 30
-    while api(city, "POST", "/v1/verifications", question)[1]["result"] != "refused":
+    while city.api("POST", "/v1/verifications", question)[1]["result"] != "refused":
         assert time.monotonic() < deadline
         time.sleep(0.3)
     assert city.lianmo("bank-a", *ask, *rest, code=3)["result"] == "refused"
@@ -242,24 +179,52 @@ def test_a_firm_grants_the_bank_asks_and_after_revocation_nobody_answers(city: C
     assert "OFF_GRID" in reasons
 
 
+def test_a30_the_coordinator_holds_nothing_of_a_hundred_questions(city: City) -> None:
+    """In its files, its logs, and its processes' memory, which a crash would dump: of the one who
+    is asked about, and what the answers rest on. Field and grid are in the catalogue for all."""
+    now = datetime.now(UTC)
+    soon = now + timedelta(hours=2)  # `certified_by` dates back so far; homes are an hour old
+    hidden = Firm(HIDDEN).certified_by(city.home("licence"), Assurance.A3, soon)
+    draft, signed = city.folder / "hidden.draft", city.folder / "hidden.grant"
+    item = "tax/firms/revenue:compare@1000000,10000000"
+    asked = ("--subject", HIDDEN, "--item", item, "--uses", "100", "--out", str(draft))
+    city.lianmo(BANK, "grant", "draft", *asked)
+    terms = Terms.model_validate_json(draft.read_bytes())
+    proof = hidden.card, hidden.certificate
+    bundle = grants.sign_terms(terms, hidden.grant, proof, Capacity.ENTERPRISE_SEAL, now)
+    signed.write_bytes(bundle.to_json())
+    city.lianmo(BANK, "grant", "add", str(signed))
+    city.until_witnessed("tax")
+    question = {
+        "grant": bundle.digest[:16],
+        "provider": "tax",
+        "dataset": "firms",
+        "field": "revenue",
+        "op": "compare",
+        "comparison": "ge",
+    }
+    items = [question | {"arg": GRID[1 + number % 2]} for number in range(100)]
+    first = [city.api("POST", "/v1/verifications", item)[1]["result"] for item in items[:2]]
+    status, batch = city.api("POST", "/v1/verifications/batches", {"items": items[2:]})
+    assert status == 200
+    words = [item["verification"]["result"] for item in batch["items"]]
+    assert first + words == ["match", "no_match"] * 50
+    patterns = {"subject": disguises(HIDDEN), "value": disguises(HIDDEN_REVENUE)}
+    answering = city.live("tax")
+    assert answering is not None
+    assert sees(city, "tax", patterns, answering) == {"subject", "value"}  # where they are
+    assert sees(city, BANK, patterns) == {"subject"}
+    assert sees(city, "platform", patterns, *family(city.processes["platform"].pid)) == set()
+
+
+def sees(city: City, org: str, patterns: dict[str, list[bytes]], *pids: int) -> set[str]:
+    """Which patterns stand in an organisation's home, its log, or the memory of processes."""
+    files = [path for path in (city.folder / org).rglob("*") if path.is_file()]
+    files.append(city.folder / f"{org}.log")
+    found = {name for path in files for name in found_in(path.read_bytes(), patterns)}
+    return found | {name for pid in pids for name in found_in_memory(pid, patterns)}
+
+
 def test_the_answering_process_comes_back_when_it_is_killed(city: City) -> None:
-    children = subprocess.run(
-        ["pgrep", "-P", str(city.processes["tax"].pid), "-f", "clients.live"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split()
-    assert len(children) == 1
-    os.kill(int(children[0]), 9)
-    deadline = time.monotonic() + 60
-    while True:
-        found = subprocess.run(
-            ["pgrep", "-P", str(city.processes["tax"].pid), "-f", "clients.live"],
-            capture_output=True,
-            text=True,
-            check=False,
-        ).stdout.split()
-        if found and found != children:
-            break
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    killed = city.kill_live("tax")
+    wait_for(lambda: city.live("tax"), lambda pid: pid not in (None, killed))
