@@ -352,6 +352,25 @@ def test_the_watched_value_is_at_its_owner_alone(city: City) -> None:
     assert not any(seen.values()), seen
 
 
+def test_an_ended_watch_is_looked_at_no_more_and_its_receipt_says_so(city: City) -> None:
+    (watch,) = city.lianmo(BANK, "verify", "watch", "list")
+    status, ended = city.api("POST", f"/v1/watches/{watch['watch']}/end")
+    assert (status, ended["ended"], ended["is_told"]) == (200, "removed", True)
+    receipt = str(city.folder / "end.receipt")
+    city.lianmo(BANK, "verify", "watch", "remove", watch["watch"], "--receipt", receipt)
+    assert city.lianmo("licence", "receipt", "verify", receipt)["verified"]
+    looks, alerts = city.looks(), city.alerts()
+    for owed in (LITTLE, CANARY):
+        table = city.tables["power"]
+        table.loc[table["code"] == FIRM, "owed"] = owed
+        city.write("power")
+        city.lianmo("power", "data", "refresh", DATASETS["power"])
+        time.sleep(2)  # four of its rounds
+    assert (city.looks(), city.alerts()) == (looks, alerts)
+    entries = city.lianmo("power", "audit", "show")
+    assert [entry["action"] for entry in entries].count("watch-ended") == 1
+
+
 def places(city: City, org: str) -> list[Path]:
     files = [path for path in (city.folder / org).rglob("*") if path.is_file()]
     log = city.folder / f"{org}.log"
