@@ -2,7 +2,7 @@
 
 python -m benchmarks [NAME ...]      NAME: a module of this folder
 
-`growth` and `large` take minutes and run by name only.
+`growth`, `large` and `refusals` take minutes and run by name only.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import statistics
 import subprocess
 import sys
@@ -20,12 +21,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 
 from clients import datasets, grants, registries
+from clients.consent import HELD, Consents
 from clients.coordinator_client import CoordinatorClient
 from clients.home import Home
 from clients.sandbox import _free_ports
@@ -36,9 +39,18 @@ from federation import sealing
 from federation.catalogue import Assurance, Question
 from federation.codes import code_for_row
 from federation.enquiry import Answered, Comparison
-from federation.envelope import sign
+from federation.envelope import Envelope, sign
 from federation.errors import Unavailable
-from federation.grants import Capacity, Channel, GrantItem, Language, NamedOrg, Terms, notice_digest
+from federation.grants import (
+    BySubject,
+    Capacity,
+    Channel,
+    GrantItem,
+    Language,
+    NamedOrg,
+    Terms,
+    notice_digest,
+)
 from federation.identity import PrivateKey
 from federation.objects import Purpose, Usage, utc_text
 from federation.registry import Registry
@@ -52,14 +64,18 @@ KINDS = {
     "tax": ("department", "91110105Y71205676A"),
     "audit": ("auditor", "91420106Y71364052A"),
 }
+TITLE = "销售收入"
 GRID = ("100000", "1000000", "10000000")
 SETTINGS = '[verification]\nissuers = { platform = "A3" }\nsubject_per_hour = 1000000\n'
 
 
 def rows() -> list[dict[str, object]]:
     """The table's rows."""
-    with tempfile.TemporaryDirectory(prefix="lianmo-") as folder, _city(Path(folder)) as city:
-        home, digest = city
+    with (
+        tempfile.TemporaryDirectory(prefix="lianmo-") as folder,
+        city(Path(folder)) as (homes, digest),
+    ):
+        home = homes["bank"]
         with opened(home.database_url) as store, CoordinatorClient(home, retry_s=5) as client:
             verifier = Verifier(home, store, client, lambda: datetime.now(UTC))
             wanted = Wanted(
@@ -154,15 +170,24 @@ def _bare(verifier: Verifier, wanted: Wanted) -> float:
     return statistics.median(times)
 
 
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A grant with what its enterprise signs with."""
+
+    bundle: BySubject
+    key: PrivateKey
+    proof: tuple[Envelope, Envelope]
+
+
 # --- the processes --------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def _city(folder: Path) -> Iterator[tuple[Home, str]]:
-    """A coordinator and a bureau that run, the bank's home, and a grant that the bank holds."""
+def city(folder: Path) -> Iterator[tuple[dict[str, Home], str]]:
+    """A coordinator, a bureau and a witness that run; all homes, and a grant that the bank has."""
     homes = _homes(folder)
     _publish(homes["tax"], folder)
-    digest = _granted(homes)
+    digest = granted(homes, CODES[7].decode()).bundle.digest
     processes = []
     try:
         for org, command in (
@@ -182,7 +207,7 @@ def _city(folder: Path) -> Iterator[tuple[Home, str]]:
             processes.append(process)
             if process.stdout is None or "ready" not in process.stdout.readline():
                 raise RuntimeError((folder / f"{org}.log").read_text()[-500:])
-        yield homes["bank"], digest
+        yield homes, digest
     finally:
         for process in reversed(processes):
             process.terminate()
@@ -223,6 +248,7 @@ def _publish(home: Home, folder: Path) -> None:
     table.write_text("\n".join(["uscc,revenue", *lines]) + "\n")
     field = {
         "level": "L2",
+        "description": TITLE,
         "trade_secret": False,
         "ops": ["verify"],
         "purposes": ["credit-decision"],
@@ -238,37 +264,39 @@ def _publish(home: Home, folder: Path) -> None:
             raise RuntimeError("the entry needs a second person")
 
 
-def _granted(homes: dict[str, Home]) -> str:
+def granted(homes: dict[str, Home], subject: str, grantee: str = "bank") -> Given:
+    """A grant on this enterprise's revenue, and the keys that speak for the enterprise."""
     now = datetime.now(UTC)
     key, made = PrivateKey.generate(Usage.GRANT), now - timedelta(hours=1)
-    subject = CODES[7].decode()
     card = grants.make_card(key, PrivateKey.generate(Usage.ENCRYPT), subject, "某公司", made)
     certificate = grants.certify(homes["platform"], card, Assurance.A3, made)
     item = GrantItem(
         provider="tax",
         dataset="firms",
         field="revenue",
-        title="依法: revenue",
+        title=TITLE,
         ops=(Question.COMPARE,),
         thresholds=GRID,
     )
     terms = Terms(
         subject=subject,
-        grantee="bank",
+        grantee=grantee,
         purpose=Purpose.CREDIT_DECISION,
         channel=Channel.VERIFY,
         items=(item,),
-        names=tuple(NamedOrg(org=org, name=org) for org in ("bank", "tax")),
+        names=(NamedOrg(org=grantee, name=grantee), NamedOrg(org="tax", name="tax")),
         max_uses=10_000,
         not_before=utc_text(made),
         expires=utc_text(now + timedelta(days=9)),
         notice_digest="0" * 64,
-        nonce="0" * 32,
+        nonce=secrets.token_hex(16),
     )
     whole = terms.model_copy(update={"notice_digest": notice_digest(terms, Language.ZH)})
-    bundle = grants.sign_terms(whole, key, (card, certificate), Capacity.ENTERPRISE_SEAL, made)
+    proof = card, certificate
+    bundle = grants.sign_terms(whole, key, proof, Capacity.ENTERPRISE_SEAL, made)
     with opened(homes["bank"].database_url) as store:
-        return grants.hold(homes["bank"], store, bundle, now)
+        Consents(store).put(bundle, HELD, now)
+    return Given(bundle, key, proof)
 
 
 if __name__ == "__main__":
