@@ -517,7 +517,7 @@ class Provider:
                 "reason": error.reason.value,
             }
             log.warning("question refused", extra=extra)
-            self._audit.append(
+            entry = self._audit.append(
                 Action.ANSWERED if work.intents else Action.ASKED,
                 work.progress.digest or work.digest,
                 now,
@@ -529,6 +529,8 @@ class Provider:
                 attempt=work.intents[0] if work.intents else None,
                 policy=self._policy,
             )
+            if work.intents and work.asked is not None:  # it has cost a use
+                self._tell(work.asked, entry, Answered.REFUSED)
             return
         if work.answer is None or work.outcome is None or work.asked is None:
             raise RuntimeError("an answer without an outcome")
@@ -540,9 +542,7 @@ class Provider:
             job=work.asked.grant_digest,
             attempt=work.intents[0],
         )
-        if work.asked.consent.encrypt is not None:
-            place, result = work.asked.places[0].item, work.outcome.result.value
-            self._uses.put(work.entry.seq, work.asked.request, work.asked.digest, place, result)
+        self._tell(work.asked, work.entry, work.outcome.result)
         for debit, told in zip(work.debits, work.outcome.told, strict=True):
             if told is not None:
                 leak = self._debits.leak(debit.scope, debit.basis)
@@ -563,6 +563,12 @@ class Provider:
                     scope=scope,
                     amount=len(cuts),
                 )
+
+    def _tell(self, asked: Asked[Any], entry: AuditEntry, result: Answered) -> None:
+        """Remember to tell the subject of this use, where it can be told."""
+        if asked.consent.encrypt is not None:
+            place = asked.places[0].item
+            self._uses.put(entry.seq, asked.request, asked.digest, place, result.value)
 
     def _seal(self, work: _Work, receipt: Any) -> bytes:
         if work.reply_key is None or work.answer is None:

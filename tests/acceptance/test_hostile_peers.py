@@ -22,9 +22,12 @@ import server.consents
 from clients import datasets, grants, verification
 from clients.consent import Consents
 from clients.lookup import Lookup, OneValue
+from clients.use_notices import UseNotices
 from clients.verification import Parcel, Rates
+from federation import sealing
 from federation.audit import Check, Reason
 from federation.catalogue import Assurance, Dataset, Enquiry, Field, Question
+from federation.consent_api import Inbox, NoticeBody, Outbox
 from federation.enquiry import Answered
 from federation.envelope import Envelope, sign
 from federation.errors import IntegrityError, Refused
@@ -39,6 +42,7 @@ from federation.grants import (
     StatusList,
     SubjectCard,
     SubjectCertificate,
+    Use,
     notice,
 )
 from federation.identity import USAGES, PrivateKey, card_signers, key_id
@@ -46,7 +50,16 @@ from federation.objects import KeyRecord, OrgKind, Usage, utc_text
 from server.consents import Consents as ServerConsents
 from server.store import Store as ServerStore
 from server.verification import SealedRelay
-from tests.acceptance.consent import CODES, FIELDS, FIRM, NOW, OTHER_FIRM, Firm, World
+from tests.acceptance.consent import (
+    CODES,
+    FIELDS,
+    FIRM,
+    NO_RECORD_FIRM,
+    NOW,
+    OTHER_FIRM,
+    Firm,
+    World,
+)
 from tests.acceptance.test_carriers import consents
 from tests.clients.persons import certified, request_of
 
@@ -410,3 +423,25 @@ def test_the_notice_says_that_each_holder_counts_for_itself(world: World) -> Non
     terms = world.terms(max_uses=7)
     assert "每家数据单位最多 7 次" in notice(terms, Language.ZH)
     assert "at most 7 times at each data holder" in notice(terms, Language.EN)
+
+
+def test_a_firm_is_told_of_a_use_that_ended_in_a_refusal(world: World) -> None:
+    sent: list[NoticeBody] = []
+
+    class Carrier:
+        def reply_sealed(self, body: Outbox, wait_s: float | None = None) -> Inbox:
+            sent.extend(body.notices)
+            return Inbox(items=())
+
+    firm = Firm(NO_RECORD_FIRM).certified_by(world.homes["licence"], Assurance.A3)
+    grant, tax = world.grant(firm), world.homes["tax"]
+    assert world.ask(grant).result is Answered.REFUSED
+    assert world.uses(grant) == 1
+    UseNotices(tax, world.store, Carrier(), lambda: world.now, timedelta(0)).round()
+    (told,) = sent
+    content = sealing.unseal(sealing.USE, told.sealed, sender="tax", key=firm.encrypt)
+    use = grants.read_notice(world.homes["bank-a"], content, world.now).use.unverified(Use)
+    assert (use.grant, use.result) == (grant.digest, "refused")
+    assert world.ask(grant).result is Answered.REFUSED  # used up
+    UseNotices(tax, world.store, Carrier(), lambda: world.now, timedelta(0)).round()
+    assert sent == [told]
