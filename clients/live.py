@@ -314,7 +314,6 @@ def serve(home: Home, until: Callable[[], None]) -> None:
             provider = Provider(
                 home,
                 store,
-                gate,
                 now=_now,
                 services=services(home, store, gate, _now),
                 ready=Witnessed(home, store).require,

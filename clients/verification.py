@@ -6,8 +6,8 @@ budgets and writes the intents (11, 12); only then are values read (13); the sec
 answered and what was refused, and why (14). Every frame costs both, whatever becomes of it, so a
 refusal takes as long as an answer. A crash in between costs the use and shows in the log.
 
-A `Service` is what one kind of request does with the data; `Enquiries` is that of the channels
-`verify` and `query`. Checks, debits, log, answer and receipt are the same for all.
+A `Service` is what one kind of request does with the data (clients/services.py lists them). Checks,
+debits, log, answer and receipt are the same for all.
 """
 
 from __future__ import annotations
@@ -25,23 +25,19 @@ import rfc8785
 
 from clients.audit import AuditLog
 from clients.consent import MET, Consents, Debits, Leak
-from clients.gate import Gate
+from clients.facts import Facts
 from clients.home import Home
 from clients.store import Store
 from clients.use_notices import UseOutbox
 from clients.verification_settings import VerificationSettings
-from federation import enquiry, grants, sealing
+from federation import enquiry, sealing
 from federation.audit import Action, AuditEntry, Check, Reason, Result
-from federation.catalogue import CATALOGUE_USAGE, Dataset, Question
-from federation.enquiry import BIT, Answered, Comparison, Told
+from federation.enquiry import BIT, Answered, Told
 from federation.envelope import Envelope, payload_type, sign
 from federation.errors import LianmoError, Refused
-from federation.grants import GrantEvent, StatusList, verify_by_subject
 from federation.identity import PrivateKey
-from federation.normalise import normalise
 from federation.objects import Usage, utc_text, utc_time
 from federation.package import package_sha256
-from federation.persons import require_signed_by_enough
 from federation.trust import TrustStore
 from federation.verification import (
     Answer,
@@ -53,7 +49,6 @@ from federation.verification import (
     Progress,
     Reply,
     Standing,
-    VerificationRequest,
     check_asked,
 )
 
@@ -109,147 +104,6 @@ class Service(Protocol[A]):
         """Read and answer, once the intents are on disk; raises Denied (13)."""
 
 
-class Enquiries:
-    """One question about one field: match, no match, no record; a band or value on `query`."""
-
-    kind = VerificationRequest
-
-    def __init__(self, store: Store, gate: Gate) -> None:
-        self._store, self._debits, self._gate = store, Debits(store), gate
-
-    def debits(self, asked: Asked[VerificationRequest]) -> Sequence[Debit]:
-        """One budget: of this subject, field and period."""
-        request, place = asked.request, asked.places[0]
-        said = place.offered.enquiry
-        if said is None:
-            raise RuntimeError("a field without an enquiry passed check 8")
-        snapshot = self._store.datasets.get(request.dataset).snapshot
-        scope = self._debits.scope(request.subject, request.dataset, request.field, request.period)
-        column = said.column(request.field, request.period)
-        basis = enquiry.basis(snapshot, column, said)
-        leak = self._debits.leak(scope, basis)
-        cost = leak.known.cost(self._question(asked))
-        # a bisection may be split over periods and verifiers
-        whole = self._debits.scope(request.subject, request.dataset, request.field)
-        return [Debit(scope, basis, leak, cost, said.bits_budget, whole)]
-
-    def read(
-        self,
-        asked: Asked[VerificationRequest],
-        intents: Sequence[int],
-        debits: Sequence[Debit],
-    ) -> Outcome:
-        """The answer: from the record where earlier answers imply it, else from the data."""
-        request, place, debit = asked.request, asked.places[0], debits[0]
-        said = place.offered.enquiry
-        if said is None:
-            raise RuntimeError("a field without an enquiry passed check 8")
-        question = self._question(asked)
-        # what a question of the same batch was told counts too: the budget is on disk by now
-        known = self._debits.leak(debit.scope, debit.basis).known
-        told = known.implied(question)
-        as_of, catalogue = place.entry.as_of, place.entry.digest()
-        if told is None:
-            column = said.column(request.field, request.period)
-            found = self._gate.one_value(
-                intents[0],
-                dataset=request.dataset,
-                catalogue=catalogue,
-                column=column,
-                subject=request.subject,
-            )
-            if enquiry.basis(found.snapshot, column, said) != debit.basis:
-                what = "the data were refreshed while the question was answered"
-                raise Denied(Check.VALUE, Reason.UNFULFILLABLE, what)
-            told = enquiry.evaluate(question, found.value, said.normaliser)
-        if told.word is Answered.NO_RECORD and not said.no_record:
-            what = "there is no record, which this field does not tell"
-            raise Denied(Check.VALUE, Reason.NO_RECORD, what)
-        return Outcome(
-            told.word,
-            as_of,
-            catalogue,
-            told.text,
-            said.normaliser if request.op is Question.EQUALS else None,
-            ((question, told),),
-            question.cut if request.op in (Question.COMPARE, Question.COUNT) else None,
-        )
-
-    def _question(self, asked: Asked[VerificationRequest]) -> enquiry.Asked:
-        request, said = asked.request, asked.places[0].offered.enquiry
-        if said is None:
-            raise RuntimeError("a field without an enquiry passed check 8")
-        if request.op is Question.EQUALS:
-            try:
-                text = normalise(said.normaliser, request.arg or "")
-            except ValueError:
-                what = "there is nothing to compare in the text"
-                raise Denied(Check.QUESTION, Reason.SPEC_INVALID, what) from None
-            token = self._debits.token(request.subject, said.normaliser, text)
-            return enquiry.Asked(request.op, text=text, token=token)
-        return enquiry.Asked(
-            request.op, said.grid, request.comparison or Comparison.GE, request.arg
-        )
-
-
-class Facts:
-    """What this home remembers, for the checks."""
-
-    def __init__(self, home: Home, store: Store, now: Callable[[], datetime]) -> None:
-        self._home, self._store, self._now = home, store, now
-        self._settings = VerificationSettings.of(home)
-        self._consents, self._debits = Consents(store), Debits(store)
-        self._entries: dict[str, tuple[str, Dataset]] = {}
-        self._here: dict[str, Dataset | None] = {}
-        self._listed: StatusList | None = None
-
-    def nonce_seen(self, verifier: str, nonce: str) -> bool:
-        """Whether this verifier has used it."""
-        return self._debits.nonce_seen(verifier, nonce)
-
-    def begin(self, trust: TrustStore, policy: Policy) -> None:
-        """A new batch: what is looked up once in it may be another thing in the next."""
-        self._trust, self._policy = trust, policy
-        self._here.clear()
-        self._listed = None
-
-    def entry(self, dataset: str) -> Dataset | None:
-        """The own catalogue entry in force; None if it was never signed or does not verify."""
-        if dataset not in self._here:
-            self._here[dataset] = self._entry(dataset)
-        return self._here[dataset]
-
-    def _entry(self, dataset: str) -> Dataset | None:
-        try:
-            stored = self._store.entries.get(dataset)
-            if stored.envelope is None or stored.digest is None:
-                return None
-            known = self._entries.get(dataset)
-            if known is None or known[0] != stored.digest:
-                signed = Envelope.from_json(stored.envelope)
-                found = self._home.trust().verify(
-                    signed, Dataset, CATALOGUE_USAGE, self._now(), org=self._home.org
-                )
-                require_signed_by_enough(found)
-                self._entries[dataset] = known = found.digest, found.object
-        except LianmoError:
-            return None
-        return known[1] if known[0] == stored.digest else None
-
-    def events(self, grant: str) -> Sequence[grants.Said]:
-        """What was said since, and by whom."""
-        trust, issuers, now = self._trust, self._policy.issuers, self._now()
-        return self._consents.events(
-            grant, lambda bundle: verify_by_subject(bundle, GrantEvent, trust, issuers, now)
-        )
-
-    def status(self) -> StatusList | None:
-        """The newest status list."""
-        if self._listed is None:
-            self._listed = self._consents.status()
-        return self._listed
-
-
 @dataclass(slots=True)
 class _Work:
     """One frame on its way."""
@@ -275,13 +129,12 @@ class Provider:
         self,
         home: Home,
         store: Store,
-        gate: Gate,
         *,
         now: Callable[[], datetime],
-        services: Mapping[str, Service[Any]] | None = None,
+        services: Mapping[str, Service[Any]],
         ready: Callable[[datetime], None] | None = None,
     ) -> None:
-        """services: by payload type, besides `Enquiries`. ready: raises where this node may not
+        """services: by payload type (clients/services.py). ready: raises where this node may not
         answer at all just now (an unwitnessed log, say)."""
         self._home, self._store, self._now = home, store, now
         self._settings = VerificationSettings.of(home)
@@ -289,10 +142,7 @@ class Provider:
         self._facts = Facts(home, store, now)
         self._consents, self._debits = Consents(store), Debits(store)
         self._uses = UseOutbox(store)
-        own: dict[str, Service[Any]] = {
-            payload_type(VerificationRequest): Enquiries(store, gate),
-        }
-        self._services = own | dict(services or {})
+        self._services = services
         self._ready = ready
         self._trusted: TrustStore | None = None
         self._keys: dict[Usage, PrivateKey] = {}

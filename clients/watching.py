@@ -17,11 +17,12 @@ from sqlalchemy import select, update
 
 from clients.audit import AuditLog
 from clients.consent import Consents, Debits, Leak
+from clients.facts import Facts
 from clients.gate import Gate
 from clients.home import Home
 from clients.store import AlertRow, Store, WatchRow
 from clients.use_notices import UseOutbox, encrypt_key
-from clients.verification import Debit, Facts, Outcome
+from clients.verification import Debit, Outcome
 from clients.verification_settings import VerificationSettings
 from clients.verifier import Carrier
 from federation import enquiry, sealing

@@ -22,6 +22,7 @@ from clients.audit import AuditLog
 from clients.consent import Consents, Debits
 from clients.gate import Gate
 from clients.home import Home
+from clients.services import services
 from clients.sources import Source
 from clients.store import Store
 from clients.use_notices import UseNotices
@@ -231,7 +232,8 @@ class World:
         """A fresh process of the provider, as far as memory goes."""
         tax = self.homes["tax"]
         gate = Gate(tax, self.store, lambda: self.now)
-        self.provider = Provider(tax, self.store, gate, now=lambda: self.now)
+        asked = services(tax, self.store, gate, lambda: self.now)
+        self.provider = Provider(tax, self.store, now=lambda: self.now, services=asked)
         self.audit = AuditLog(tax, self.store)
         self.consents, self.debits = Consents(self.store), Debits(self.store)
         if self.sequence == 0:

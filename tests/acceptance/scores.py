@@ -299,7 +299,7 @@ class ScoreWorld:
         home, store = self.homes[org], self.stores[org]
         gate = Gate(home, store, self.clock)
         return Provider(
-            home, store, gate, now=self.clock, services=services(home, store, gate, self.clock)
+            home, store, now=self.clock, services=services(home, store, gate, self.clock)
         )
 
     def scorer(self, carrier: Any = None, bank: str = BANK) -> Scorer:

@@ -42,7 +42,7 @@ class GuarantorWorld(WatchWorld):
         home, store = self.homes[self.bank], self.stores[self.bank]
         gate = Gate(home, store, self.clock)
         asked = services(home, store, gate, self.clock)
-        provider = Provider(home, store, gate, now=self.clock, services=asked)
+        provider = Provider(home, store, now=self.clock, services=asked)
         endings = Endings(home, store, self.clock)
         return Incoming(home, provider=provider, endings=endings, watcher=self.watcher)
 

@@ -24,6 +24,7 @@ from clients.audit import AuditLog
 from clients.cli.main import call
 from clients.gate import Gate
 from clients.home import Home
+from clients.services import services
 from clients.store import Store
 from clients.verification import Provider
 from clients.witness_book import AlarmRow, OwnCheckpoint, Verdict, WitnessBook
@@ -641,7 +642,8 @@ def test_a40_the_provider_refuses_once_and_changes_no_counter(world: World, tmp_
     nodes = [node("tax", world.store), *(node(org, world.stores[org]) for org in world.stores)]
     gate = Gate(tax, world.store, lambda: world.now)
     ready = Witnessed(tax, world.store, SETTINGS).require
-    world.provider = Provider(tax, world.store, gate, now=lambda: world.now, ready=ready)
+    asked = services(tax, world.store, gate, lambda: world.now)
+    world.provider = Provider(tax, world.store, now=lambda: world.now, services=asked, ready=ready)
     grant = world.grant(max_uses=5)
 
     def refused() -> AuditEntry:
