@@ -448,6 +448,16 @@ def take_event(home: Home, store: Store, bundle: BySubject, now: datetime) -> bo
     return True
 
 
+def hand_in(
+    home: Home, store: Store, client: CoordinatorClient, bundle: BySubject, now: datetime
+) -> str:
+    """Hand a subject's event in; its digest. An owner keeps it first, whatever becomes of the rest:
+    a coordinator that leaves it out of its lists holds it back from nobody who was given it."""
+    if Usage.ANSWER in USAGES[home.own().org_kind]:
+        take_event(home, store, bundle, now)
+    return client.hand_in_event(bundle).digest
+
+
 def sync(home: Home, store: Store, client: CoordinatorClient, now: datetime) -> int:
     """Fetch the newest status list and its events; how many events were new.
 

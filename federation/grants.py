@@ -8,8 +8,9 @@ Grant        the terms with who signed them; pauses, resumptions and the revocat
 Subject      an enterprise's key is known by its card, which it signs itself, and a certificate on
              that card by somebody whom the *provider* lists in its own settings (ADR 11)
 Status list  the platform's word on which events there are; it counts at a provider once every one
-             of them is there, and without a fresh one the provider refuses. So nobody can hold a
-             revocation back for longer than a list lives, nor make one up
+             of them is there, and without a fresh one the provider refuses. So nobody can make a
+             revocation up, nor hold the list back; who signs it can leave an event out of it, until
+             the event is handed to the provider itself
 """
 
 from __future__ import annotations

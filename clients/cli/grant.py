@@ -406,11 +406,14 @@ def publish(
     as_json: JsonFlag = False,
 ) -> None:
     """Hand in an enterprise's pause, resumption or revocation for it."""
+    from clients import grants
     from clients.coordinator_client import CoordinatorClient
+    from clients.store import opened
 
-    with CoordinatorClient(open_home()) as client:
-        taken = client.hand_in_event(_bundle(file))
-    emit({"event": taken.digest}, as_json)
+    home = open_home()
+    with opened(home.database_url) as store, CoordinatorClient(home) as client:
+        digest = grants.hand_in(home, store, client, _bundle(file), _now())
+    emit({"event": digest}, as_json)
 
 
 @app.command()

@@ -27,10 +27,10 @@ from clients.verification import Parcel, Rates
 from federation import sealing
 from federation.audit import Check, Reason
 from federation.catalogue import Assurance, Dataset, Enquiry, Field, Question
-from federation.consent_api import Inbox, NoticeBody, Outbox
+from federation.consent_api import Inbox, NoticeBody, Outbox, Taken
 from federation.enquiry import Answered
 from federation.envelope import Envelope, sign
-from federation.errors import IntegrityError, Refused
+from federation.errors import IntegrityError, Refused, Unavailable
 from federation.grants import (
     LAST_EVENT,
     BySubject,
@@ -445,3 +445,17 @@ def test_a_firm_is_told_of_a_use_that_ended_in_a_refusal(world: World) -> None:
     assert world.ask(grant).result is Answered.REFUSED  # used up
     UseNotices(tax, world.store, Carrier(), lambda: world.now, timedelta(0)).round()
     assert sent == [told]
+
+
+def test_an_owner_that_is_handed_a_revocation_needs_no_coordinator_for_it(world: World) -> None:
+    class Silent:
+        def hand_in_event(self, bundle: BySubject) -> Taken:
+            raise Unavailable("is not reachable", party="platform")
+
+    tax, grant = world.homes["tax"], world.grant()
+    event = world.change(grant, Change.REVOKE)
+    world.events.clear()  # no list names it
+    with pytest.raises(Unavailable):
+        grants.hand_in(tax, world.store, Silent(), event, world.now)  # type: ignore[arg-type] # all that is asked of it
+    assert world.ask(grant).result is Answered.REFUSED
+    assert world.refusals()[-1].reason is Reason.REVOKED
