@@ -46,6 +46,7 @@ from federation.watch import (
 )
 
 log = logging.getLogger("lianmo.watch")
+UNANSWERED = "unanswered"  # why a watch ended: whether it was ever kept, nobody here knows
 # how long a sign-up may still be on its way when its end arrives before it
 LATE = 2 * WINDOW
 
@@ -93,7 +94,11 @@ class Watcher:
         self._verifier = Verifier(home, store, carrier, now)
 
     def add(self, wanted: Wanted) -> Watched:
-        """Sign up; raises Refused if the provider does not keep it."""
+        """Sign up; raises Refused if the provider does not keep it.
+
+        A sign-up whose answer does not come may be kept there: it is ended here, and `tell_ends`
+        ends it there too, so that nobody believes in a watch that is none.
+        """
         held, now = Consents(self._store).get(wanted.grant), self._now()
         todo = "draft one with `lianmo grant draft --channel watch --purpose post-loan-monitoring`"
         if held.grant.channel is not Channel.WATCH:
@@ -124,7 +129,12 @@ class Watcher:
                 holds=False,
             )
             session.add(row)
-        answer, _ = self._verifier.open(request, self._carrier.ask_sealed(request.provider, sealed))
+        try:
+            found = self._carrier.ask_sealed(request.provider, sealed)
+            answer, _ = self._verifier.open(request, found)
+        except LianmoError:
+            self._end(request.digest(), UNANSWERED)
+            raise
         if answer.result is Answered.REFUSED:
             self._end(request.digest(), "refused")
             todo = "see that the grant is in force and names the rule; the reason is in its own log"
@@ -192,7 +202,8 @@ class Watcher:
     def tell_ends(self) -> int:
         """Tell providers of watches that this bank has ended, where they do not know; how many know
         now. A watch whose grant is over has ended there too."""
-        waiting = [item for item in self.all() if item.ended == REMOVED and not item.is_told]
+        ours = {REMOVED, UNANSWERED}
+        waiting = [item for item in self.all() if item.ended in ours and not item.is_told]
         return sum(
             self._try_to_tell(item)
             for item in waiting

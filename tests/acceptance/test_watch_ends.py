@@ -12,10 +12,12 @@ from sqlalchemy import select
 
 from clients.audit import AuditLog
 from clients.store import AlertRow, WatchRow
+from clients.watcher import UNANSWERED
 from clients.watching import REMOVED
 from federation import sealing
 from federation.audit import Action, AuditEntry, Check, Reason, Result, verify_receipt
 from federation.envelope import sign
+from federation.errors import IntegrityError
 from federation.objects import Usage, utc_text
 from federation.watch import EndNotice, EndReply, WatchEnd, WatchEnded
 from tests.acceptance.scores import BANK, CODES
@@ -88,6 +90,19 @@ def test_an_answer_that_is_lost_costs_no_second_entry(world: WatchWorld) -> None
     _, frame = world.frames[-1]
     world.ask_sealed("power", frame)  # the carrier brings it twice
     assert len(entries(world, Action.WATCH_ENDED)) == before + 1
+
+
+def test_a_sign_up_whose_answer_is_lost_is_no_watch_on_either_side(world: WatchWorld) -> None:
+    world.change = lambda org, reply: b""
+    with pytest.raises(IntegrityError, match="does not open"):
+        world.watch()
+    world.change = lambda org, reply: reply
+    (watched,) = [item for item in world.watcher.all() if item.ended == UNANSWERED]
+    assert (watched.is_told, world.ended(watched)) == (False, None)  # it is kept there
+    assert world.watcher.tell_ends() == 1
+    assert world.ended(watched) == REMOVED
+    assert world.months(2) == 0
+    assert world.watcher.get(watched.digest).is_told
 
 
 def test_the_bank_takes_no_alert_while_the_owner_is_still_to_be_told(world: WatchWorld) -> None:
