@@ -30,6 +30,7 @@ from federation.errors import LianmoError
 from federation.tables import Column, NumberColumn
 from tests.faults.plans import BANK, DEPARTMENTS, NODES, PLATFORM
 from tests.faults.proxy import Proxy
+from tests.system.children import children, relay, server_app
 
 ROWS, CUSTOMERS = 1_000, 800
 PATIENCE = int(os.environ.get("FAULTS_PATIENCE", "1"))  # on a machine that others keep busy
@@ -194,15 +195,9 @@ class World:
         if victim in KINDS:
             return self.box.pid(victim, self.service(victim)[0])
         parent = self.pid(PLATFORM)
-        for child in _children(parent) if parent is not None else ():
-            with contextlib.suppress(OSError):
-                words = Path(f"/proc/{child}/cmdline").read_text()
-                if victim == "relay" and "server.relay" in words:
-                    return child
-                is_busy = str(Path(f"/proc/{child}/cwd").readlink()) != "/"
-                if victim == "worker" and "server.worker" in words and is_busy:
-                    return child
-        return None
+        if parent is None:
+            return None
+        return relay(parent) if victim == "relay" else server_app(parent)
 
     def kill(self, victim: str) -> bool:
         """As a power cut would; false if there is no such process just now."""
@@ -238,17 +233,10 @@ class World:
 
     def _limit_files(self, org: str, limit: int) -> None:
         pid = self.pid(org)
-        for one in [] if pid is None else [pid, *_children(pid)]:
+        for one in [] if pid is None else [pid, *children(pid)]:
             with contextlib.suppress(ProcessLookupError):
                 _, hard = resource.prlimit(one, resource.RLIMIT_FSIZE)
                 resource.prlimit(one, resource.RLIMIT_FSIZE, (limit if limit >= 0 else hard, hard))
-
-
-def _children(pid: int) -> list[int]:
-    with contextlib.suppress(OSError):
-        tasks = Path(f"/proc/{pid}/task").glob("*/children")
-        return [int(word) for task in tasks for word in task.read_text().split()]
-    return []
 
 
 def is_reachable(world: World) -> bool:
