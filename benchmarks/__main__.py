@@ -18,7 +18,7 @@ from pathlib import Path
 
 ALL = (
     *("linear_query", "row_keys", "scorecard", "trees", "secagg", "rounds"),
-    *("relay", "verification", "peers"),
+    *("relay", "verification", "scoring", "peers"),
 )
 OUT = Path("out/bench.json")
 

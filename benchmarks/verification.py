@@ -196,14 +196,14 @@ def city(folder: Path) -> Iterator[tuple[dict[str, Home], str]]:
             ("audit", ("node", "start", "--witness-only")),
         ):
             environment = {k: v for k, v in os.environ.items() if not k.startswith("LIANMO_")}
-            log = (folder / f"{org}.log").open("w")
-            process = subprocess.Popen(
-                [sys.executable, "-m", "clients.cli.main", *command],
-                env=environment | {"LIANMO_HOME": str(folder / org)},
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
+            with (folder / f"{org}.log").open("w") as log:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "clients.cli.main", *command],
+                    env=environment | {"LIANMO_HOME": str(folder / org)},
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                )
             processes.append(process)
             if process.stdout is None or "ready" not in process.stdout.readline():
                 raise RuntimeError((folder / f"{org}.log").read_text()[-500:])
@@ -211,7 +211,7 @@ def city(folder: Path) -> Iterator[tuple[dict[str, Home], str]]:
     finally:
         for process in reversed(processes):
             process.terminate()
-            process.wait(20)
+            process.communicate(timeout=20)  # which closes its pipe, too
 
 
 def _homes(folder: Path) -> dict[str, Home]:
