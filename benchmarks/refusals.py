@@ -25,13 +25,12 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import ks_2samp
 
-from benchmarks.verification import CODES, city, granted
+from benchmarks.verification import CODES, about, city, granted, hold
 from clients.coordinator_client import CoordinatorClient
 from clients.store import opened
-from clients.verifier import Verifier, Wanted
-from federation.catalogue import Question
+from clients.verifier import Verifier
 from federation.codes import code_for_row
-from federation.enquiry import Answered, Comparison
+from federation.enquiry import Answered
 from federation.envelope import sign
 from federation.errors import LianmoError
 from federation.grants import BySubject, Change, GrantEvent
@@ -46,20 +45,18 @@ LIMIT = math.sqrt(-math.log(0.01 / 2) / 2) * math.sqrt(2 / TRIALS)  # Smirnov's,
 
 def rows() -> list[dict[str, object]]:
     """The table's rows."""
-    with tempfile.TemporaryDirectory(prefix="lianmo-") as folder, city(Path(folder)) as (homes, _):
+    with tempfile.TemporaryDirectory(prefix="lianmo-") as folder, city(Path(folder)) as homes:
         strangers = [granted(homes, code.decode()) for code in UNKNOWN]
         revoked = granted(homes, CODES[8].decode())
         elsewhere = granted(homes, CODES[9].decode(), grantee="audit")
         home = homes["bank"]
+        hold(home, [*strangers, revoked, elsewhere])
         with opened(home.database_url) as store, CoordinatorClient(home, retry_s=5) as client:
             verifier = Verifier(home, store, client, lambda: datetime.now(UTC))
 
             def ask(grant: str) -> tuple[Answered | None, float]:
                 began = time.perf_counter()
-                wanted = Wanted(
-                    grant, "tax", "firms", "revenue", Question.COMPARE, Comparison.GE, "1000000"
-                )
-                found = verifier.ask(wanted)
+                found = verifier.ask(about(grant))
                 return found.result, 1000 * (time.perf_counter() - began)
 
             _until(ask, revoked.bundle.digest, Answered.MATCH, Answered.NO_MATCH)
