@@ -40,6 +40,7 @@ from federation.objects import (
     ScorecardParameters,
     Time,
     TreesParameters,
+    is_private,
     utc_text,
     utc_time,
 )
@@ -74,7 +75,7 @@ class LimitsDraft(_Part):
     customers_max: Annotated[int, Field(ge=1)]
     customers_min: Annotated[int, Field(ge=1)]
     wall_time_s: Annotated[int, Field(ge=60, le=30 * 86400)] = 3600
-    attempts: Annotated[int, Field(ge=1, le=5)] = 3
+    attempts: Annotated[int, Field(ge=1, le=5)] | None = None  # 3; with a privacy budget 1
 
 
 class JobDraft(_Part):
@@ -297,7 +298,7 @@ def build(
                 tokens=tokens,
                 tokens_between=between,
                 wall_time_s=draft.limits.wall_time_s,
-                attempts=draft.limits.attempts,
+                attempts=draft.limits.attempts or (1 if is_private(draft.parameters) else 3),
             ),
             disclosures=(),
             audit=draft.audit,

@@ -93,7 +93,9 @@ def narrowed(draft: JobDraft, asked: Iterable[tuple[str, Narrowing]]) -> JobDraf
         changes: dict[str, Any] = {"department": _departments(draft, org, item)}
         limits, parameters = draft.limits, draft.parameters
         if item.attempts is not None:
-            limits = limits.model_copy(update={"attempts": min(limits.attempts, item.attempts)})
+            limits = limits.model_copy(
+                update={"attempts": min(limits.attempts or item.attempts, item.attempts)}
+            )
         if item.expires is not None:
             changes["until"] = min(filter(None, (draft.until, item.expires)))
         left = {f for part in (draft.bank, *changes["department"]) for f in part.fields or ()}

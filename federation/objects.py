@@ -514,6 +514,11 @@ class QueryParameters(Part):
     vmax: Annotated[int, Field(ge=1, le=1 << 20)]
 
 
+def is_private(parameters: object) -> bool:
+    """Whether the task keeps a budget of differential privacy."""
+    return isinstance(parameters, NeuralParameters) and parameters.epsilon is not None
+
+
 class Limits(Part):
     """What the job may use at most; the owners' gates hold it to that."""
 

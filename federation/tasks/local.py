@@ -25,6 +25,7 @@ from federation.objects import (
     RegistrySnapshot,
     Role,
     ScorecardParameters,
+    is_private,
 )
 from federation.tables import BankData, DepartmentData
 from federation.tasks import registry, row_keys
@@ -132,6 +133,7 @@ def local_manifest(
             customers_min=customers_min or min(data.customers for data in banks.values()),
             tokens=tokens,
             tokens_between=between,
+            attempts=1 if is_private(parameters) else 3,
         ),
         disclosures=(),
         outputs=tuple(banks),

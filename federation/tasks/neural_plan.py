@@ -60,6 +60,10 @@ def require_plan(manifest: JobManifest) -> None:
     if unknown := sorted(set(parameters.categories) - set(fields)):
         raise UsageError(f"categories, but no fields of the job: {', '.join(unknown)}")
     if parameters.epsilon is not None and parameters.noise is not None:
+        if limits.attempts > 1:
+            # A second attempt draws new noise for what the first has shown: both spend.
+            what = "with a privacy budget a job has one attempt: another would spend it again"
+            raise UsageError(what, todo="set `attempts = 1` under [limits]")
         if parameters.strategy != "fedavg":
             raise UsageError("with a budget the strategy is fedavg: every step is one sum")
         spent = epsilon_of(

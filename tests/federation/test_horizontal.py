@@ -18,7 +18,7 @@ from federation.tasks.bank_evaluation import bands_of
 from federation.tasks.horizontal import NeuralResult
 from federation.tasks.local import Terms, local_manifest, local_seeds, run_job_in_process
 from federation.tasks.local_banks import LocalRounds
-from federation.tasks.neural_plan import first_weights
+from federation.tasks.neural_plan import first_weights, require_plan
 from protocols.secagg import MaskedVector
 from server.conductor import Conductor, stand_alone
 
@@ -163,6 +163,17 @@ def test_less_noise_than_the_budget_needs_is_refused() -> None:
     terms = {"epsilon": "1", "noise": "0.5", "sample_rate": "0.1", "steps": 8}
     with pytest.raises(Exception, match="epsilon would be"):
         local_manifest(banks(), {}, parameters(**terms))
+
+
+def test_a_budget_is_spent_in_one_attempt() -> None:
+    """A second one would draw new noise for what the first has shown."""
+    noise = f"{noise_for(5.0, 0.1, 8 * 4, 1e-5):.2f}"
+    terms = {"epsilon": "5", "noise": noise, "sample_rate": "0.1", "steps": 8}
+    manifest = local_manifest(banks(), {}, parameters(rounds=4, **terms))
+    assert manifest.limits.attempts == 1
+    more = manifest.limits.model_copy(update={"attempts": 2})
+    with pytest.raises(UsageError, match="one attempt"):
+        require_plan(manifest.model_copy(update={"limits": more}))
 
 
 def test_two_banks_are_too_few() -> None:
