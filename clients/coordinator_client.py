@@ -58,6 +58,7 @@ from federation.objects import OrgKind
 from federation.trust import TrustStore
 from federation.witness_api import Accepted, Board, Published, SeenNotes
 
+JSON_TYPE = {"content-type": "application/json"}
 RETRY_S = 3.0  # a person waits; a node gives its own, longer one
 B = TypeVar("B", bound=BaseModel)
 
@@ -165,7 +166,7 @@ class CoordinatorClient:
 
     def hand_in(self, bundle: Bundle) -> Bundle:
         """Give documents to be given on; returns all there are."""
-        headers = {"content-type": "application/json"}
+        headers = dict(JSON_TYPE)
         return Bundle.from_json(self._send("POST", "/network", bundle.to_json(), headers)[1])
 
     # --- jobs -------------------------------------------------------------------------------------
@@ -209,10 +210,9 @@ class CoordinatorClient:
         """The sealed questions that wait for this organisation's node."""
         return self._call(Inbox, "GET", f"/sealed?wait={wait_s:g}")
 
-    def reply_sealed(self, body: Outbox, wait_s: float | None = None) -> Inbox:
-        """Hand in sealed answers and notices; with a `wait_s` as `take_sealed`, in one request."""
-        path = "/sealed" if wait_s is None else f"/sealed?wait={wait_s:g}"
-        return self._call(Inbox, "POST", path, body, key="")
+    def reply_sealed(self, body: Outbox) -> None:
+        """Hand in sealed answers and notices."""
+        self._send("POST", "/sealed", body.model_dump_json().encode(), JSON_TYPE)
 
     def hand_in_event(self, bundle: BySubject) -> Taken:
         """Hand in a pause, resumption or revocation of a grant."""
@@ -279,7 +279,7 @@ class CoordinatorClient:
         content = body.to_json() if isinstance(body, Envelope) else None
         if content is None and body is not None:
             content = body.model_dump_json().encode()
-        headers = {"content-type": "application/json"} if content is not None else {}
+        headers = dict(JSON_TYPE) if content is not None else {}
         if method == "POST" and key != "":
             headers["idempotency-key"] = key or secrets.token_hex(16)
         return self._parse(kind, self._send(method, path, content, headers)[1])

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
@@ -50,6 +51,7 @@ log = logging.getLogger("lianmo.live")
 WAIT_S = 20.0
 FORGET_EVERY_S = 3600.0
 NOTICES_EVERY_S = 1.0
+BATCHES_OUT = 4  # answered, and not handed in yet
 RECEIPTS_WAITING = 64  # frames
 RECEIPTS_REST = 4  # times as long as the work
 AGAIN_S = (0.2, 5.0)  # pause after a failure, first and longest
@@ -75,6 +77,7 @@ class AnswerLine:
     ) -> None:
         self._provider, self._client, self._time_class_s = provider, client, time_class_s
         self._receipts, self._stopped = receipts, threading.Event()
+        self._room = threading.Semaphore(BATCHES_OUT)
 
     def stop(self) -> None:
         """Take no more; `run` returns when the poll that is held ends."""
@@ -82,26 +85,25 @@ class AnswerLine:
 
     def run(self) -> None:
         """Serve until `stop`; what fails is tried again after a growing pause."""
-        pause, waiting = AGAIN_S[0], list[ParcelEntry]()
-        while not self._stopped.is_set():
-            try:
-                if not waiting:
-                    waiting = list(self._client.take_sealed(WAIT_S).items)
-                waiting = self._serve(waiting) if waiting else []
-                pause = AGAIN_S[0]
-            except LianmoError as error:
-                log.warning("questions not served", extra={"reason": str(error), "again_s": pause})
-                waiting = []
-                self._stopped.wait(pause)
-                pause = min(2 * pause, AGAIN_S[1])
-            except Exception:
-                # one batch must not end the answers to all that come after it
-                log.exception("batch of questions lost")
-                waiting = []
-                self._stopped.wait(pause)
+        pause = AGAIN_S[0]
+        with ThreadPoolExecutor(1, "answers-out") as out:
+            while not self._stopped.is_set():
+                try:
+                    taken = self._client.take_sealed(WAIT_S).items
+                    self._serve(taken, out)
+                    pause = AGAIN_S[0]
+                except LianmoError as error:
+                    extra = {"reason": str(error), "again_s": pause}
+                    log.warning("questions not served", extra=extra)
+                    self._stopped.wait(pause)
+                    pause = min(2 * pause, AGAIN_S[1])
+                except Exception:
+                    # one batch must not end the answers to all that come after it
+                    log.exception("batch of questions lost")
+                    self._stopped.wait(pause)
 
-    def _serve(self, taken: Sequence[ParcelEntry]) -> list[ParcelEntry]:
-        """Answer what was taken; what comes next, as the same request brings it."""
+    def _serve(self, taken: Sequence[ParcelEntry], out: Executor) -> None:
+        """Answer what was taken; `out` brings the answers back when it is time."""
         began = time.monotonic()
         if self._receipts is not None:
             for item in taken:
@@ -109,7 +111,7 @@ class AnswerLine:
                     self._receipts.put(item)
             taken = [item for item in taken if not sealing.is_receipts(item.sealed)]
         if not taken:
-            return []
+            return
         parcels = [Parcel(item.sender, item.sealed) for item in taken]
         replies = self._provider.answer(parcels)
         entries = tuple(
@@ -117,10 +119,22 @@ class AnswerLine:
             for item, sealed in zip(taken, replies, strict=True)
             if sealed
         )
-        body = Outbox(items=entries)
         elapsed = time.monotonic() - began
-        time.sleep(-elapsed % self._time_class_s)
-        return list(self._client.reply_sealed(body, WAIT_S).items)
+        due = began + elapsed + -elapsed % self._time_class_s
+        self._room.acquire()  # a coordinator that takes no answers gets no questions answered
+        out.submit(self._hand_in, Outbox(items=entries), due)
+
+    def _hand_in(self, body: Outbox, due: float) -> None:
+        try:
+            time.sleep(max(0.0, due - time.monotonic()))
+            self._client.reply_sealed(body)
+        except LianmoError as error:
+            log.warning("answers not handed in", extra={"reason": str(error)})
+        except Exception:
+            # the thread has the next batches to bring
+            log.exception("answers not handed in")
+        finally:
+            self._room.release()
 
 
 class ReceiptLine:

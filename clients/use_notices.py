@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import ColumnElement, delete, select, update
 
 from clients.audit import AuditLog
 from clients.consent import Consents
@@ -23,7 +23,7 @@ from clients.home import Home
 from clients.store import AuditRow, Store, UseOutboxRow, table_of
 from federation import sealing
 from federation.audit import AuditEntry, Receipt
-from federation.consent_api import TAKE_MAX, Inbox, NoticeBody, Outbox
+from federation.consent_api import TAKE_MAX, NoticeBody, Outbox
 from federation.envelope import sign
 from federation.errors import LianmoError
 from federation.grants import BySubject, Use, UseNotice, verify_card
@@ -40,8 +40,8 @@ _OUTBOX = table_of(UseOutboxRow)
 class Carrier(Protocol):
     """What of the coordinator it needs."""
 
-    def reply_sealed(self, body: Outbox, wait_s: float | None = None) -> Inbox:
-        """Hand in notices; with a `wait_s`, questions that come come back."""
+    def reply_sealed(self, body: Outbox) -> None:
+        """Hand in notices."""
 
 
 class Place(Protocol):
@@ -88,11 +88,6 @@ class _Row:
 
     entry: AuditEntry
     said: dict[str, object] = field(repr=False)
-    is_sent: bool  # with a receipt that is not cosigned
-
-    def is_late(self, limit: datetime) -> bool:
-        """Whether its subject has waited long enough for witnesses."""
-        return not self.is_sent and utc_time(self.entry.time) <= limit
 
 
 class UseNotices:
@@ -112,31 +107,31 @@ class UseNotices:
 
     def round(self) -> int:
         """Send what is cosigned, and what has waited too long; how many went."""
-        count, after = 0, -1
-        while rows := self._rows(after):
+        seen, count, after = self._audit.under_witnesses(), 0, -1
+        size = 0 if seen is None else seen[0].checkpoint.size
+        seq, sent = UseOutboxRow.seq, UseOutboxRow.sent
+        while seen is not None and (rows := self._rows(seq > after, seq < size)):
+            after, tree = rows[-1].entry.seq, self._audit.tree()
+            receipts = self._cosigned([row.entry for row in rows], *seen, tree)
+            count += self._send(rows, receipts)
+        limit, after = self._now() - self._wait, size - 1
+        # the first that waits is the oldest: while it is not late, the others need no look
+        while rows := self._rows(seq > after, sent.is_(None)):
             after = rows[-1].entry.seq
-            tree, seen = self._audit.tree(), self._audit.under_witnesses()
-            size = 0 if seen is None else seen[0].checkpoint.size
-            limit = self._now() - self._wait
-            cosigned = [row for row in rows if row.entry.seq < size]
-            late = [row for row in rows if row.entry.seq >= size and row.is_late(limit)]
-            if seen is not None and cosigned:
-                receipts = self._cosigned([row.entry for row in cosigned], *seen, tree)
-                count += self._send(cosigned, receipts)
-            if late:
+            if late := [row for row in rows if utc_time(row.entry.time) <= limit]:
                 count += self._send(late, self._audit.receipts([row.entry for row in late]))
+            if len(late) < len(rows):
+                break
         return count
 
-    def _rows(self, after: int) -> list[_Row]:
-        """What waits, after an entry, at most as many as go together."""
+    def _rows(self, *which: ColumnElement[bool]) -> list[_Row]:
+        """What waits of these, at most as many as go together."""
         with self._store.reading() as session:
-            query = select(AuditRow.leaf, UseOutboxRow.said, UseOutboxRow.sent)
+            query = select(AuditRow.leaf, UseOutboxRow.said)
             query = query.join(AuditRow, AuditRow.seq == UseOutboxRow.seq)
-            query = query.where(UseOutboxRow.seq > after).order_by(UseOutboxRow.seq)
-            rows = session.execute(query.limit(TAKE_MAX)).all()
-        return [
-            _Row(AuditEntry.from_leaf(row.leaf), row.said, row.sent is not None) for row in rows
-        ]
+            query = query.where(*which).order_by(UseOutboxRow.seq).limit(TAKE_MAX)
+            rows = session.execute(query).all()
+        return [_Row(AuditEntry.from_leaf(row.leaf), row.said) for row in rows]
 
     def _cosigned(
         self,

@@ -34,7 +34,7 @@ class VerificationSettings(BaseModel):
     deny_channels: tuple[Channel, ...] = ()
     verifier_per_minute: Annotated[int, Field(ge=1)] = 30_000
     subject_per_hour: Annotated[int, Field(ge=1)] = 120  # over all verifiers
-    time_class_ms: Annotated[int, Field(ge=1, le=1000)] = 5  # answers leave at its multiples only
+    time_class_ms: Annotated[int, Field(ge=1, le=1000)] = 15  # answers leave at its multiples only
     api_port: Annotated[int, Field(ge=1, le=65_535)] | None = None  # loopback; else a socket
 
     @classmethod

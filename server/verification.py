@@ -50,7 +50,6 @@ QUEUE_OF_SENDER = 256  # of these, one sender's
 REMEMBERED_S = 60.0  # an answered question, for a repeat of the very same bytes
 AWAY_S = 40.0  # a provider that did not ask for so long is away
 SEALED_TYPE = "application/octet-stream"
-Wait = Annotated[float, Query(ge=0, le=MAX_WAIT_S)]
 
 
 @dataclass(slots=True)
@@ -180,18 +179,17 @@ def router(relay: SealedRelay, consents: Consents) -> APIRouter:
         return Response(await relay.ask(org, provider, sealed), media_type=SEALED_TYPE)
 
     @api.get("/sealed")
-    async def take(org: Caller, wait: Wait = 0) -> Inbox:
+    async def take(org: Caller, wait: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 0) -> Inbox:
         """Take the questions that wait for the caller; waits at most `wait` seconds for one."""
         return Inbox(items=tuple(await relay.take(org, wait)))
 
-    @api.post("/sealed")
-    async def reply(org: Caller, body: Outbox, wait: Wait | None = None) -> Inbox:
-        """Hand in answers and receipts; with a `wait`, go on as with `GET` in the same request."""
+    @api.post("/sealed", status_code=204)
+    async def reply(org: Caller, body: Outbox) -> None:
+        """Hand in answers and receipts."""
         for item in body.items:
             relay.reply(org, item.id, item.sealed)
         if body.notices:
             await run_in_threadpool(consents.keep_notices, org, body.notices)
-        return Inbox(items=() if wait is None else tuple(await relay.take(org, wait)))
 
     @api.post("/grants/events", status_code=201)
     def hand_in_event(org: Caller, body: BySubject) -> Taken:

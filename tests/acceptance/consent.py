@@ -34,7 +34,7 @@ from federation.audit import Action, AuditEntry, Result
 from federation.catalogue import Assurance, Dataset, Question
 from federation.checkpoints import cosign, merged
 from federation.codes import code_for_row
-from federation.consent_api import Inbox, NoticeBody, Outbox
+from federation.consent_api import NoticeBody, Outbox
 from federation.enquiry import Answered, Comparison
 from federation.envelope import Envelope, sign
 from federation.grants import (
@@ -159,10 +159,8 @@ class Box:
 
     notices: list[NoticeBody] = field(default_factory=list)
 
-    def reply_sealed(self, body: Outbox, wait_s: float | None = None) -> Inbox:
-        assert wait_s is None  # questions that wait are another thread's
+    def reply_sealed(self, body: Outbox) -> None:
         self.notices += body.notices
-        return Inbox(items=())
 
 
 class World:

@@ -27,7 +27,7 @@ from clients.verification import Parcel, Rates
 from federation import sealing
 from federation.audit import Check, Reason
 from federation.catalogue import Assurance, Dataset, Enquiry, Field, Question
-from federation.consent_api import Inbox, NoticeBody, Outbox, Taken
+from federation.consent_api import NoticeBody, Outbox, Taken
 from federation.enquiry import Answered
 from federation.envelope import Envelope, sign
 from federation.errors import IntegrityError, Refused, Unavailable
@@ -429,9 +429,8 @@ def test_a_firm_is_told_of_a_use_that_ended_in_a_refusal(world: World) -> None:
     sent: list[NoticeBody] = []
 
     class Carrier:
-        def reply_sealed(self, body: Outbox, wait_s: float | None = None) -> Inbox:
+        def reply_sealed(self, body: Outbox) -> None:
             sent.extend(body.notices)
-            return Inbox(items=())
 
     firm = Firm(NO_RECORD_FIRM).certified_by(world.homes["licence"], Assurance.A3)
     grant, tax = world.grant(firm), world.homes["tax"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from clients.live import RECEIPTS_WAITING, AnswerLine, ReceiptLine, Repeated
+from clients.live import BATCHES_OUT, RECEIPTS_WAITING, AnswerLine, ReceiptLine, Repeated
 from clients.verification import Parcel
 from federation import sealing
 from federation.consent_api import Inbox, Outbox, ParcelEntry
@@ -26,7 +27,7 @@ class Coordinator:
     """Hands out one batch, and keeps what is handed in."""
 
     def __init__(self, *items: ParcelEntry) -> None:
-        self.waiting, self.handed = list(items), list[tuple[list[str], bool]]()
+        self.waiting, self.handed = list(items), list[list[str]]()
         self.arrived = threading.Semaphore(0)
         self.line: Any = None
 
@@ -36,10 +37,9 @@ class Coordinator:
             self.line.stop()
         return Inbox(items=tuple(taken))
 
-    def reply_sealed(self, body: Outbox, wait_s: float | None = None) -> Inbox:
-        self.handed.append(([item.id for item in body.items], wait_s is not None))
+    def reply_sealed(self, body: Outbox) -> None:
+        self.handed.append([item.id for item in body.items])
         self.arrived.release()
-        return Inbox(items=())
 
 
 class Echo:
@@ -81,13 +81,62 @@ def test_answers_do_not_wait_for_receipts_and_receipts_take_no_question() -> Non
     thread.start()
     line.run()
     assert provider.seen == [QUESTION, QUESTION]
-    assert coordinator.handed == [([f"{1:064x}", f"{3:064x}"], True)]
+    assert coordinator.handed == [[f"{1:064x}", f"{3:064x}"]]
     desk.may.set()
     receipts.stop()
     thread.join(10)
     assert not thread.is_alive()
     assert desk.seen == [RECEIPTS]
-    assert coordinator.handed[1:] == [([f"{2:064x}"], False)]
+    assert coordinator.handed[1:] == [[f"{2:064x}"]]
+
+
+class Late(Coordinator):
+    """Takes no answer before it may, and counts the questions that were taken meanwhile."""
+
+    def __init__(self, batches: int) -> None:
+        super().__init__()
+        self.may, self.left, self.enough = threading.Event(), batches, threading.Event()
+
+    def take_sealed(self, wait_s: float) -> Inbox:
+        if not self.left:
+            self.line.stop()
+            return Inbox(items=())
+        self.left -= 1
+        return Inbox(items=(entry(self.left + 1, QUESTION),))
+
+    def reply_sealed(self, body: Outbox) -> None:
+        assert self.may.wait(10)
+        super().reply_sealed(body)
+
+
+def test_the_next_questions_are_answered_while_answers_wait_for_their_time() -> None:
+    coordinator, provider = Late(2 * BATCHES_OUT), Echo()
+    line = AnswerLine(provider, coordinator, time_class_s=0.001)  # type: ignore[arg-type] # stand-ins
+    coordinator.line = line
+    thread = threading.Thread(target=line.run)
+    thread.start()
+    deadline = time.monotonic() + 10
+    # one more than may be on their way is answered, then nobody is asked for questions
+    while len(provider.seen) < BATCHES_OUT + 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert len(provider.seen) == BATCHES_OUT + 1
+    coordinator.may.set()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert coordinator.handed == [[f"{n:064x}"] for n in range(2 * BATCHES_OUT, 0, -1)]
+
+
+def test_answers_that_nobody_takes_are_lost_alone(caplog: pytest.LogCaptureFixture) -> None:
+    class Away(Coordinator):
+        def reply_sealed(self, body: Outbox) -> None:
+            raise Unavailable("away")
+
+    coordinator = Away(entry(1, QUESTION))
+    line = AnswerLine(Echo(), coordinator, time_class_s=0.001)  # type: ignore[arg-type] # stand-ins
+    coordinator.line = line
+    line.run()
+    assert [record.getMessage() for record in caplog.records] == ["answers not handed in"]
 
 
 def test_requests_for_receipts_beyond_what_can_wait_are_dropped() -> None:
