@@ -73,6 +73,8 @@ from protocols.errors import ProtocolError
 
 CHECKPOINT_FILE = "audit.checkpoint"
 _ENTRIES, _SALTS, _CHECKPOINTS = map(table_of, (AuditRow, AuditSaltRow, CheckpointRow))
+_ONE = select(_ENTRIES.c.leaf).where(_ENTRIES.c.seq == bindparam("seq"))
+_ABOUT = select(_SALTS.c.subject).where(_SALTS.c.seq == bindparam("seq"))
 _LAST = select(_ENTRIES.c.leaf).order_by(_ENTRIES.c.seq.desc()).limit(1)
 _FROM = select(_ENTRIES.c.leaf).where(_ENTRIES.c.seq >= bindparam("size")).order_by(_ENTRIES.c.seq)
 
@@ -303,13 +305,11 @@ class AuditLog:
 
     def entry(self, seq: int) -> AuditEntry:
         """One entry; NotFound if there is none."""
-        with self._store.reading() as session:
-            leaf = session.scalar(select(AuditRow.leaf).where(AuditRow.seq == seq))
-        if leaf is None:
+        if (row := self._store.row(_ONE, seq=seq)) is None:
             raise NotFound(
                 f"the audit log has no entry {seq}", todo="`lianmo audit show` lists all"
             )
-        return AuditEntry.from_leaf(leaf)
+        return AuditEntry.from_leaf(row.leaf)
 
     def subjects(self) -> dict[int, bytes]:
         """Whom or what entries are about, as far as their salts are still here."""
@@ -318,9 +318,8 @@ class AuditLog:
 
     def subject(self, seq: int) -> bytes | None:
         """Whom or what one entry is about, if its salt is still here."""
-        with self._store.reading() as session:
-            row = session.get(AuditSaltRow, seq)
-            return None if row is None else row.subject
+        row = self._store.row(_ABOUT, seq=seq)
+        return None if row is None else row.subject
 
     def checkpoint(self) -> merkle.SignedCheckpoint:
         """The newest signed checkpoint; NotFound before the first entry."""
@@ -548,9 +547,8 @@ class AuditLog:
             os.close(handle)  # and with it the lock
 
     def _last(self) -> AuditEntry | None:
-        with self._store.reading() as session:
-            leaf = session.connection().execute(_LAST).scalar()
-        return None if leaf is None else AuditEntry.from_leaf(leaf)
+        row = self._store.row(_LAST)
+        return None if row is None else AuditEntry.from_leaf(row.leaf)
 
     def _read_on(self) -> None:
         """Add to the tree what was appended since."""
@@ -614,10 +612,13 @@ class AuditLog:
         return note
 
     def _sign(self, checkpoint: merkle.Checkpoint) -> merkle.SignedCheckpoint:
-        key = self._home.key(Usage.LOG).secret
-        if not isinstance(key, Ed25519PrivateKey):
+        key, card = self._home.key(Usage.LOG), self._card
+        if not isinstance(key.secret, Ed25519PrivateKey):
             raise TypeError("a log key is an Ed25519 key")
-        return merkle.sign_checkpoint(checkpoint, key)
+        signed = merkle.sign_checkpoint(checkpoint, key.secret)
+        if key.key_id in {record.key_id for record in card.keys if record.usage is Usage.LOG}:
+            self._good = card, signed.to_text(), key.key_id
+        return signed
 
     def _key_id(self, signed: merkle.SignedCheckpoint) -> str:
         """Which of this organisation's log keys signed; IntegrityError if none did."""

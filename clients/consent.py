@@ -14,9 +14,10 @@ import hmac
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import Row, bindparam, select
 
 from clients.store import (
     ConsentEventRow,
@@ -52,11 +53,19 @@ from protocols.streams import encode
 GIVEN, HELD, MET = "given", "held", "met"
 CUTS_KEPT = 64
 DIGEST_CHARS = 64
+SWEEP_EVERY = timedelta(seconds=30)
 UNPROVEN = "?"  # in place of a subject: whose word an event is does not show here yet
 VerifyEvent = Callable[[BySubject], VerifiedSubject[GrantEvent]]
 # Every question goes through these: without the mapping of objects they take a third of the time.
 _CONSENT, _NONCE, _SALT = table_of(ConsentRow), table_of(NonceRow), table_of(SubjectSaltRow)
 _LEAK, _CUTS = table_of(LeakRow), table_of(CutsRow)
+_EVENTS, _LISTS = table_of(ConsentEventRow), table_of(StatusListRow)
+_EVENTS_ON = (
+    select(_EVENTS.c.bundle, _EVENTS.c.subject)
+    .where(_EVENTS.c.consent == bindparam("consent"))
+    .order_by(_EVENTS.c.seen)
+)
+_LISTED = select(_LISTS.c.org, _LISTS.c.sequence).limit(1)
 _NONCE_SEEN = select(_NONCE.c.nonce).where(
     _NONCE.c.scope == bindparam("scope"), _NONCE.c.nonce == bindparam("nonce")
 )
@@ -99,8 +108,11 @@ class Consents:
         self._store = store
         self._status: tuple[tuple[str, int], StatusList] | None = None  # the last one read
 
-    def put(self, bundle: BySubject, part: str, now: datetime) -> str:
-        """Keep a grant; a second time is nothing. Returns its digest."""
+    def put(self, bundle: BySubject, part: str, now: datetime, subject: str | None = None) -> str:
+        """Keep a grant; a second time is nothing. Returns its digest.
+
+        subject: the grant's, from whoever has read it already.
+        """
         digest = bundle.digest
         with self._store.writing(ConsentRow) as session:
             connection = session.connection()
@@ -108,7 +120,7 @@ class Consents:
                 row = {
                     "digest": digest,
                     "part": part,
-                    "subject": bundle.signed.unverified(Grant).subject,
+                    "subject": subject or bundle.signed.unverified(Grant).subject,
                     "bundle": bundle.to_json(),
                     "uses": 0,
                     "added": utc_text(now),
@@ -119,10 +131,10 @@ class Consents:
     def get(self, digest: str) -> StoredGrant:
         """One grant, also by the beginning of its digest; NotFound, or Conflict if several."""
         with self._store.reading() as session:
-            whole = ConsentRow.digest == digest  # finds its row without looking at others
-            begins = ConsentRow.digest.startswith(digest, autoescape=True)
-            query = select(ConsentRow).where(whole if len(digest) == DIGEST_CHARS else begins)
-            rows = session.scalars(query.limit(2)).all()
+            whole = _CONSENT.c.digest == digest  # finds its row without looking at others
+            begins = _CONSENT.c.digest.startswith(digest, autoescape=True)
+            query = select(_CONSENT).where(whole if len(digest) == DIGEST_CHARS else begins)
+            rows = session.connection().execute(query.limit(2)).all()
             if len(digest) < 8 or not rows:
                 todo = "`lianmo grant list` shows what there is"
                 raise NotFound("there is no such grant here", todo=todo)
@@ -159,10 +171,9 @@ class Consents:
     def events(self, grant: str, verify: VerifyEvent) -> list[Said]:
         """What was said on a grant, and by whom."""
         with self._store.reading() as session:
-            query = select(ConsentEventRow).where(ConsentEventRow.consent == grant)
             rows = [
                 (BySubject.from_json(row.bundle), row.subject)
-                for row in session.scalars(query.order_by(ConsentEventRow.seen))
+                for row in session.connection().execute(_EVENTS_ON, {"consent": grant})
             ]
         found = []
         for bundle, known in rows:
@@ -214,12 +225,11 @@ class Consents:
 
     def status(self) -> StatusList | None:
         """The newest status list; verified before it was kept."""
-        with self._store.reading() as session:
-            query = select(StatusListRow.org, StatusListRow.sequence)
-            if (row := session.execute(query.limit(1)).first()) is None:
-                return None
-            key = (row.org, row.sequence)
-            if self._status is None or self._status[0] != key:
+        if (row := self._store.row(_LISTED)) is None:
+            return None
+        key = (row.org, row.sequence)
+        if self._status is None or self._status[0] != key:
+            with self._store.reading() as session:
                 found = session.get_one(StatusListRow, row.org)
                 self._status = key, Envelope.from_json(found.envelope).unverified(StatusList)
         return self._status[1]
@@ -257,7 +267,7 @@ def _signer(bundle: BySubject, verify: VerifyEvent) -> str | None:
         return UNPROVEN
 
 
-def _stored(row: ConsentRow) -> StoredGrant:
+def _stored(row: ConsentRow | Row[Any]) -> StoredGrant:
     return StoredGrant(
         row.digest, row.part, BySubject.from_json(row.bundle), row.uses, row.last_use, row.added
     )
@@ -281,12 +291,11 @@ class Debits:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._swept: datetime | None = None  # nonces that are over
 
     def nonce_seen(self, verifier: str, nonce: str) -> bool:
         """Whether this verifier has used it."""
-        with self._store.reading() as session:
-            key = {"scope": f"ask {verifier}", "nonce": nonce}
-            return session.connection().execute(_NONCE_SEEN, key).first() is not None
+        return self._store.row(_NONCE_SEEN, scope=f"ask {verifier}", nonce=nonce) is not None
 
     def use_nonce(self, verifier: str, nonce: str, now: datetime) -> bool:
         """Whether it was unused; from now on it is used, longer than a request can live."""
@@ -298,15 +307,17 @@ class Debits:
             return True
 
     def forget_nonces(self, now: datetime) -> None:
-        """Drop what no request can bring again."""
+        """Drop what no request can bring again, now and then."""
+        if self._swept is not None and timedelta(0) <= now - self._swept < SWEEP_EVERY:
+            return
         with self._store.writing(NonceRow) as session:
             session.connection().execute(_NONCES_OVER, {"now": utc_text(now)})
+        self._swept = now
 
     def uses(self, grant: str) -> tuple[int, str | None]:
         """How often a grant was used here, and when last."""
-        with self._store.reading() as session:
-            row = session.connection().execute(_USES, {"digest": grant}).first()
-            return (0, None) if row is None else (row.uses, row.last_use)
+        row = self._store.row(_USES, digest=grant)
+        return (0, None) if row is None else (row.uses, row.last_use)
 
     def use(self, grant: str, now: datetime) -> int:
         """Count one use; how many there are then. The grant is kept before."""
@@ -322,27 +333,27 @@ class Debits:
 
     def scope(self, subject: str, *place: str) -> str:
         """The name of a budget; makes the subject's salt when there is none."""
+        return self.scopes(subject, place)[0]
+
+    def scopes(self, subject: str, *places: Sequence[str]) -> list[str]:
+        """As `scope`, of several places."""
         with self._store.writing(SubjectSaltRow) as session:
             connection = session.connection()
             salt = connection.execute(_SALT_OF, {"subject": subject}).scalar()
             if salt is None:
                 salt = secrets.token_bytes(32)
                 connection.execute(_SALT.insert(), {"subject": subject, "salt": salt})
-        return _keyed(salt, "scope", *place)
+        return [_keyed(salt, "scope", *place) for place in places]
 
     def token(self, subject: str, *words: str) -> str:
         """Stands for a text that was compared, in what is kept of it."""
-        with self._store.reading() as session:
-            salt = session.connection().execute(_SALT_OF, {"subject": subject}).scalar()
-        if salt is None:
+        if (row := self._store.row(_SALT_OF, subject=subject)) is None:
             raise RuntimeError("the subject's scope is made first")
-        return _keyed(salt, "text", *words)
+        return _keyed(row.salt, "text", *words)
 
     def leak(self, scope: str, basis: str) -> Leak:
         """What was told on a scope; of another basis nothing is implied, but all is counted."""
-        with self._store.reading() as session:
-            row = session.connection().execute(_LEAK_OF, {"scope": scope}).first()
-        if row is None:
+        if (row := self._store.row(_LEAK_OF, scope=scope)) is None:
             return Leak(0, Known())
         known = Known.from_plain(row.known) if row.snapshot == basis else Known()
         return Leak(row.millibits, known)
@@ -359,22 +370,18 @@ class Debits:
             if not connection.execute(_LEAK_AGAIN, {"one": scope} | row).rowcount:
                 connection.execute(_LEAK.insert(), {"scope": scope} | row)
 
-    def cuts(self, scope: str) -> list[int]:
-        """Which cut points were asked for, in order."""
-        with self._store.reading() as session:
-            return session.connection().execute(_CUTS_OF, {"scope": scope}).scalar() or []
-
-    def asked_cut(self, scope: str, cut: int) -> list[int]:
-        """Remember that a cut point was asked for; those before it and itself, each once."""
+    def asked_cut(self, scope: str, cut: int) -> list[int] | None:
+        """Remember that a cut point was asked for; all so far in order, None if it was before."""
         with self._store.writing(CutsRow) as session:
             connection = session.connection()
-            cuts: list[int] | None = connection.execute(_CUTS_OF, {"scope": scope}).scalar()
-            if cuts is None:
+            before: list[int] | None = connection.execute(_CUTS_OF, {"scope": scope}).scalar()
+            if before is None:
                 connection.execute(_CUTS.insert(), {"scope": scope, "cuts": [cut]})
                 return [cut]
-            if cut not in cuts:
-                cuts = [*cuts, cut][-CUTS_KEPT:]
-                connection.execute(_CUTS_AGAIN, {"one": scope, "cuts": cuts})
+            if cut in before:
+                return None
+            cuts = [*before, cut][-CUTS_KEPT:]
+            connection.execute(_CUTS_AGAIN, {"one": scope, "cuts": cuts})
             return cuts
 
 

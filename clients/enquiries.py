@@ -33,13 +33,13 @@ class Enquiries:
         if said is None:
             raise RuntimeError("a field without an enquiry passed check 8")
         snapshot = self._store.datasets.get(request.dataset).snapshot
-        scope = self._debits.scope(request.subject, request.dataset, request.field, request.period)
+        field = request.dataset, request.field
+        # a bisection may be split over periods and verifiers: `whole` sees all of them
+        scope, whole = self._debits.scopes(request.subject, (*field, request.period), field)
         column = said.column(request.field, request.period)
         basis = enquiry.basis(snapshot, column, said)
         leak = self._debits.leak(scope, basis)
         cost = leak.known.cost(self._question(asked))
-        # a bisection may be split over periods and verifiers
-        whole = self._debits.scope(request.subject, request.dataset, request.field)
         return [Debit(scope, basis, leak, cost, said.bits_budget, whole)]
 
     def read(
@@ -60,13 +60,14 @@ class Enquiries:
         as_of, catalogue = place.entry.as_of, place.entry.digest()
         if told is None:
             column = said.column(request.field, request.period)
-            found = self._gate.one_value(
-                intents[0],
-                dataset=request.dataset,
-                catalogue=catalogue,
-                column=column,
-                subject=request.subject,
-            )
+            with self._store.snapshot():
+                found = self._gate.one_value(
+                    intents[0],
+                    dataset=request.dataset,
+                    catalogue=catalogue,
+                    column=column,
+                    subject=request.subject,
+                )
             if enquiry.basis(found.snapshot, column, said) != debit.basis:
                 what = "the data were refreshed while the question was answered"
                 raise Denied(Check.VALUE, Reason.UNFULFILLABLE, what)

@@ -31,9 +31,12 @@ from sqlalchemy import (
     ForeignKey,
     Integer,
     LargeBinary,
+    Row,
+    Select,
     String,
     Table,
     Text,
+    bindparam,
     create_engine,
     event,
     func,
@@ -448,6 +451,10 @@ def table_of(kind: type[Base]) -> Table:
     return cast(Table, kind.__table__)
 
 
+_DATASET = select(table_of(DatasetRow)).where(table_of(DatasetRow).c.name == bindparam("name"))
+_ENTRY = select(table_of(EntryRow)).where(table_of(EntryRow).c.dataset == bindparam("dataset"))
+
+
 # --- store ----------------------------------------------------------------------------------------
 
 
@@ -456,7 +463,6 @@ class Store:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._writer = engine.execution_options(lianmo_writes=True)
         self._joint = threading.local()
         self.registries = Registries(self)
         self.datasets = Datasets(self)
@@ -513,7 +519,8 @@ class Store:
         """
         if self.is_together:
             raise RuntimeError("a transaction inside a transaction")
-        with _told("written"), Session(self._writer) as session, session.begin():
+        with _told("written"), Session(self._engine) as session, session.begin():
+            _begin(session.connection(), writes=True)
             self._joint.session = session
             try:
                 yield
@@ -546,7 +553,13 @@ class Store:
             yield reader
             return
         with _told("read"), Session(self._engine) as session, session.begin():
+            _begin(session.connection(), writes=False)
             yield session
+
+    def row(self, statement: Select[Any], **values: object) -> Row[Any] | None:
+        """The first row of a statement on tables."""
+        with self.reading() as session:
+            return session.connection().execute(statement, values).first()
 
     @contextmanager
     def writing(self, *tables: type[Base]) -> Iterator[Session]:
@@ -556,7 +569,8 @@ class Store:
             yield self._joint.session
             self._joint.session.flush()
             return
-        with _told("written"), Session(self._writer) as session, session.begin():
+        with _told("written"), Session(self._engine) as session, session.begin():
+            _begin(session.connection(), writes=True)
             self._lock(session, tables)
             yield session
 
@@ -616,7 +630,6 @@ def _engine(url: str) -> Engine:
         if parsed.database and parsed.database != ":memory:":
             _private_file(Path(parsed.database))
         event.listen(engine, "connect", _prepare_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
     elif engine.dialect.name != "postgresql":
         name = engine.dialect.name
         raise UsageError(f"state is kept in SQLite or PostgreSQL, not in {name}", todo=todo)
@@ -648,9 +661,10 @@ def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
     cursor.close()
 
 
-def _begin_sqlite(connection: Connection) -> None:
-    writes = connection.get_execution_options().get("lianmo_writes")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+def _begin(connection: Connection, *, writes: bool) -> None:
+    """What SQLite's driver was told to leave to us; no event, which every statement would pay."""
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 def _migrate(engine: Engine) -> None:
@@ -664,7 +678,8 @@ def _migrate(engine: Engine) -> None:
     config.set_main_option(
         "script_location", str(Path(__file__).parent / "migrations").replace("%", "%%")
     )
-    with engine.execution_options(lianmo_writes=True).begin() as connection:
+    with engine.begin() as connection:
+        _begin(connection, writes=True)
         if connection.dialect.name == "postgresql":  # two processes may start at once
             connection.execute(select(func.pg_advisory_xact_lock(0x6C69616E)))
         found = _revision(connection)
@@ -766,10 +781,9 @@ class Datasets:
 
     def get(self, name: str) -> StoredDataset:
         """One dataset; NotFound if it was not registered."""
-        with self._store.reading() as session:
-            if (row := session.get(DatasetRow, name)) is None:
-                raise _no_dataset(name)
-            return _dataset(row)
+        if (row := self._store.row(_DATASET, name=name)) is None:
+            raise _no_dataset(name)
+        return _dataset(row)
 
     def all(self) -> tuple[StoredDataset, ...]:
         """All datasets, by name."""
@@ -791,7 +805,7 @@ class Datasets:
             return file
 
 
-def _dataset(row: DatasetRow) -> StoredDataset:
+def _dataset(row: DatasetRow | Row[Any]) -> StoredDataset:
     return StoredDataset(
         name=row.name,
         source=row.source,
@@ -832,10 +846,9 @@ class Entries:
 
     def get(self, dataset: str) -> StoredEntry:
         """The entry of a dataset; NotFound if there is no such dataset."""
-        with self._store.reading() as session:
-            if (row := session.get(EntryRow, dataset)) is None:
-                raise _no_dataset(dataset)
-            return StoredEntry(row.dataset, row.draft, row.envelope, row.digest, row.published)
+        if (row := self._store.row(_ENTRY, dataset=dataset)) is None:
+            raise _no_dataset(dataset)
+        return StoredEntry(row.dataset, row.draft, row.envelope, row.digest, row.published)
 
     def set_draft(self, dataset: str, draft: Mapping[str, Any]) -> None:
         """Change the draft; what was signed stays in force until the next publishing."""

@@ -282,7 +282,7 @@ class Provider:
             total = debit.before.millibits + debit.millibits
             if debit.millibits and total > debit.bits_budget * BIT:
                 raise Denied(Check.BUDGET, Reason.BITS, "the field's budget of bits is spent")
-        self._consents.put(asked.bundle, MET, now)
+        self._consents.put(asked.bundle, MET, now, grant.subject)
         work.uses_left = grant.max_uses - self._debits.use(digest, now)
         intents = []
         for place, debit in enumerate(debits):
@@ -400,9 +400,8 @@ class Provider:
                 self._debits.put_leak(debit.scope, debit.basis, leak)
         if (cut := work.outcome.cut) is not None:
             scope = work.debits[0].field_scope
-            before = self._debits.cuts(scope)
             cuts = self._debits.asked_cut(scope, cut)
-            if cuts != before and enquiry.is_bisection(cuts):
+            if cuts is not None and enquiry.is_bisection(cuts):
                 log.warning("bisection shape", extra={"scope": scope[:16]})
                 self._audit.append(
                     Action.PROBING_NOTICED,

@@ -25,6 +25,7 @@ from typing import Annotated, ClassVar, Literal, Self
 import rfc8785
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
+from federation import canonical
 from federation.checkpoints import (
     cosigners,
     log_key,
@@ -351,7 +352,7 @@ class Receipt(Part):
 
     def to_json(self) -> bytes:
         """The bytes of the file."""
-        return rfc8785.dumps(self.model_dump(mode="json")) + b"\n"
+        return canonical.dumps(self.model_dump(mode="json")) + b"\n"
 
     @classmethod
     def from_json(cls, data: bytes) -> Receipt:

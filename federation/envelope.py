@@ -14,7 +14,6 @@ import json
 import unicodedata
 from typing import Annotated, Any, ClassVar, NoReturn, Self, TypeVar
 
-import rfc8785
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -89,7 +88,7 @@ class Envelope(BaseModel):
 
     def to_json(self) -> bytes:
         """Canonical bytes of the envelope."""
-        return rfc8785.dumps(self.model_dump(mode="json", by_alias=True))
+        return canonical.dumps(self.model_dump(mode="json", by_alias=True))
 
     @classmethod
     def from_json(cls, data: bytes) -> Envelope:
@@ -156,7 +155,7 @@ class Content(Part):
 
     def to_bytes(self) -> bytes:
         """As it is sealed."""
-        return rfc8785.dumps(self.model_dump(mode="json", by_alias=True))
+        return canonical.dumps(self.model_dump(mode="json", by_alias=True))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -209,25 +208,28 @@ def _small(text: str) -> int:
 
 def _inspect(plain: Any) -> None:
     """Depth and normal form; without recursion, so that depth cannot exhaust the stack."""
-    waiting = [(plain, 0)]
+    waiting: list[tuple[Any, int]] = [([plain], -1)]
     while waiting:
         value, depth = waiting.pop()
-        if depth > MAX_DEPTH:
+        inside = [*value, *value.values()] if isinstance(value, dict) else value
+        if inside and depth >= MAX_DEPTH:
             raise IntegrityError("JSON is nested too deeply")
-        if isinstance(value, dict):
-            waiting += [(item, depth + 1) for pair in value.items() for item in pair]
-        elif isinstance(value, list):
-            waiting += [(item, depth + 1) for item in value]
-        elif isinstance(value, str) and not _is_normal(value):
-            raise IntegrityError("text that is not NFC, or no text")
+        for item in inside:
+            if isinstance(item, str):
+                if not _is_normal(item):
+                    raise IntegrityError("text that is not NFC, or no text")
+            elif isinstance(item, (dict, list)):
+                waiting.append((item, depth + 1))
 
 
 def _is_normal(text: str) -> bool:
     if text.isascii():
         return True
-    return unicodedata.is_normalized("NFC", text) and not any(
-        "\ud800" <= c <= "\udfff" for c in text
-    )
+    try:
+        text.encode()  # a lone surrogate is no text
+    except UnicodeEncodeError:
+        return False
+    return unicodedata.is_normalized("NFC", text)
 
 
 def _where(error: ValidationError) -> str:

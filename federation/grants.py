@@ -24,9 +24,9 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, ClassVar, Generic, Self, TypeVar
 
-import rfc8785
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
+from federation import canonical
 from federation.audit import Receipt
 from federation.catalogue import Assurance, Period, Question
 from federation.envelope import Content, Envelope, parse
@@ -397,7 +397,7 @@ class BySubject(Part):
 
     def to_json(self) -> bytes:
         """The bytes of the file."""
-        return rfc8785.dumps(self.model_dump(mode="json", by_alias=True)) + b"\n"
+        return canonical.dumps(self.model_dump(mode="json", by_alias=True)) + b"\n"
 
     @classmethod
     def from_json(cls, data: bytes) -> BySubject:

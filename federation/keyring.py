@@ -44,6 +44,8 @@ class Keyring:
         self._trust: tuple[tuple[State, dict[str, State]], TrustStore] | None = None
         self._own: tuple[State, Card] | None = None
         self._keys: dict[Usage, tuple[State, PrivateKey]] = {}
+        self._card, self._others = path / "card.json", path / "trust"  # looked at all the time
+        self._key_files = {usage: path / "keys" / f"{usage}.pem" for usage in Usage}
 
     @classmethod
     def create(cls, path: Path, keys: Keys, card: Card) -> Keyring:
@@ -73,10 +75,13 @@ class Keyring:
         Raises NotFound if it has none, IntegrityError if the file is not the key of the card.
         """
         file = self.key_file(usage)
-        if not file.is_file():
-            raise NotFound(f"this organisation has no {usage} key", party=self.own().org)
+        try:
+            state = _state(file)
+        except NotFound:
+            what = f"this organisation has no {usage} key"
+            raise NotFound(what, party=self.own().org) from None
         require_mode(file, SECRET_MODE)
-        state, known = _state(file), self._keys.get(usage)
+        known = self._keys.get(usage)
         if known is not None and known[0] == state and self._is_of_card(known[1]):
             return known[1]
         key = self._read_key(usage, file)
@@ -98,7 +103,7 @@ class Keyring:
 
     def key_file(self, usage: Usage) -> Path:
         """Where a private key is, for libraries that want a file."""
-        return self.path / "keys" / f"{usage}.pem"
+        return self._key_files[usage]
 
     @property
     def tls_files(self) -> tuple[Path, Path]:
@@ -107,22 +112,21 @@ class Keyring:
 
     def card(self) -> Envelope:
         """This organisation's card, as others get it."""
-        return _read_card(self.path / "card.json")
+        return _read_card(self._card)
 
     def own(self) -> Card:
         """The same, read; again when the file changed."""
-        state = _state(self.path / "card.json")
+        state = _state(self._card)
         if self._own is None or self._own[0] != state:
             self._own = state, self.card().unverified(Card)
         return self._own[1]
 
     def trust(self) -> TrustStore:
         """Whom this organisation trusts, itself included; read again when a file changed."""
-        own = self.path / "card.json"
-        others = _states(self.path / "trust", ".json")
-        state = _state(own), others
+        others = _states(self._others, ".json")
+        state = _state(self._card), others
         if self._trust is None or self._trust[0] != state:
-            files = [own, *(self.path / "trust" / name for name in others)]
+            files = [self._card, *(self._others / name for name in others)]
             self._trust = state, TrustStore(_read_named(file, self.path) for file in files)
         return self._trust[1]
 
