@@ -30,8 +30,9 @@ example-neural: $(READY)  ## three banks train one network, without and with a p
 example-hybrid: $(READY)  ## three banks and three departments: one scorecard, one model of trees
 	@$(BIN)/python -m examples.hybrid.hybrid
 
-test: $(READY)  ## all tests
-	@$(BIN)/python -m pytest -q
+WORKERS ?= auto
+test: $(READY)  ## all tests, one process a core: make test WORKERS=1
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 FAULTS ?= 500
 SEED ?= 1
