@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -34,6 +35,7 @@ from protocols import merkle
 log = logging.getLogger("lianmo.uses")
 
 RECIPIENTS = 10_000  # keys of subjects that are remembered
+REST = 4  # times as long as the work: many become due at once, and answers go on meanwhile
 _OUTBOX = table_of(UseOutboxRow)
 
 
@@ -151,11 +153,13 @@ class UseNotices:
         """Hand them over, then forget those that are complete; how many there were."""
         notices, sent = list[NoticeBody](), list[int]()
         for row, receipt in zip(rows, receipts, strict=True):
+            began = time.thread_time()
             try:
                 notices.append(self._notice(row, receipt))
                 sent.append(row.entry.seq)
             except LianmoError as error:  # of one: it must not keep the others from going
                 log.error("use not told", extra={"entry": row.entry.seq, "reason": error.what})
+            time.sleep(REST * (time.thread_time() - began))
         self._carrier.reply_sealed(Outbox(items=(), notices=tuple(notices)))
         with self._store.writing(UseOutboxRow) as session:
             told = UseOutboxRow.seq.in_(sent)
