@@ -306,9 +306,17 @@ def test_after_revocation_every_department_refuses(city: City) -> None:
     )
     assert body["party"] in DEPARTMENTS
     city.lianmo(BANK, "model", "score", SECOND, "--grant", grant[:16], code=3)
-    for org in DEPARTMENTS:
-        entries = city.lianmo(org, "audit", "show")
-        assert "REVOKED" in {e.get("reason") for e in entries if e["outcome"] == "refused"}
+
+    def refused_as_revoked() -> set[str]:
+        """Who has; each has the event by its own round, and is asked until then."""
+        city.score_by_api(SECOND, grant)
+        logs = {org: city.lianmo(org, "audit", "show") for org in DEPARTMENTS}
+        return {org for org in logs if "REVOKED" in {e.get("reason") for e in logs[org]}}
+
+    wait_for(refused_as_revoked, lambda orgs: orgs == set(DEPARTMENTS))
+    before = {org: uses(city, org) for org in DEPARTMENTS}
+    assert city.score_by_api(SECOND, grant)[0] == 403
+    assert {org: uses(city, org) for org in DEPARTMENTS} == before
     assert city.score_by_api(FIRM, city.grants["firm"])[0] == 201  # the other firm's still counts
 
 
