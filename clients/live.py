@@ -40,7 +40,7 @@ from clients.verification_settings import VerificationSettings
 from clients.watcher import Watcher
 from clients.watching import Watchman
 from clients.witnessed import Witnessed
-from federation import logs, sealing
+from federation import collector, logs, sealing
 from federation.consent_api import Outbox, ParcelEntry, ReplyEntry
 from federation.errors import LianmoError, Unavailable
 from federation.identity import USAGES
@@ -359,6 +359,7 @@ def serve(home: Home, until: Callable[[], None]) -> None:
             completing = Completing(home, store, client, _now, after_s=every_s)
             _begin(stack, "completing", Repeated("receipts", completing.round, every_s))
             stack.enter_context(serving(home, store, client, settings))
+        collector.spare_what_is_here()
         until()
 
 

@@ -34,7 +34,7 @@ from clients.runner import Gate as GateProtocol
 from clients.store import Store
 from clients.witnessing import Witnessing
 from clients.workers import workers
-from federation import certificates, keyring
+from federation import certificates, collector, keyring
 from federation.api import NETWORK_S
 from federation.errors import Conflict, LianmoError, Refused, Unavailable, UsageError
 from federation.objects import Usage, utc_text, utc_time
@@ -127,6 +127,7 @@ def serve(
         watcher.start()
         try:
             with live.beside(home):
+                collector.spare_what_is_here()
                 node.run()
         finally:
             runner.stop()
@@ -146,6 +147,7 @@ def serve_witness(home: Home, *, ready: Callable[[str], None]) -> None:
                 log.warning("waiting for the coordinator", extra={"reason": str(error)})
                 here.stopped.wait(REGISTER_S)
         threading.Thread(target=_follow, args=(here,), name="network", daemon=True).start()
+        collector.spare_what_is_here()
         ready(f"witness {home.org} ready")
         here.witnessing().run(here.stopped)
 

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Scope
 
+from federation import collector
 from federation.api import RunReport
 from federation.envelope import Envelope
 from federation.errors import LianmoError, Unavailable
@@ -338,5 +339,6 @@ async def serve(coordinator: Coordinator, ready: Callable[[str], None]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with coordinator.running() as relay:
+        collector.spare_what_is_here()
         ready(relay)
         await stop.wait()
