@@ -28,6 +28,7 @@ class Facts:
         self._entries: dict[str, tuple[str, Dataset]] = {}
         self._here: dict[str, Dataset | None] = {}
         self._listed: StatusList | None = None
+        self._trust = home.trust()
 
     def nonce_seen(self, verifier: str, nonce: str) -> bool:
         """Whether this verifier has used it."""
@@ -35,6 +36,8 @@ class Facts:
 
     def begin(self, trust: TrustStore, policy: Policy) -> None:
         """A new batch: what is looked up once in it may be another thing in the next."""
+        if trust is not self._trust:  # a card has changed: who has signed an entry, perhaps
+            self._entries.clear()
         self._trust, self._policy = trust, policy
         self._here.clear()
         self._listed = None
