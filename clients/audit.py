@@ -287,8 +287,6 @@ class AuditLog:
                 found = session.scalars(
                     select(AuditSaltRow.seq).where(AuditSaltRow.seq.in_(list(seqs)))
                 ).all()
-                if session.get_bind().dialect.name == "sqlite":
-                    session.connection().exec_driver_sql("PRAGMA secure_delete = ON")
                 session.execute(delete(AuditSaltRow).where(AuditSaltRow.seq.in_(found)))
             for seq in sorted(found):
                 self.append(Action.SALT_ERASED, _leaf_hash(self.entry(seq)).hex(), now, amount=seq)

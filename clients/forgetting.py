@@ -54,7 +54,8 @@ def forget_old(home: Home, store: Store, now: datetime) -> int:
     enquiries, scores = list(_enquiries(store, times, now)), list(_scores(store, times, now))
     alerts = list(_alerts(store, times, now))
     watches = list(_watches(store, times, now, set(alerts)))
-    _forget_replies(store, now)
+    if _forget_replies(store, now):
+        store.forget_journal()
     counts = {
         "questions": len(enquiries),
         "scores": len(scores),
@@ -68,8 +69,6 @@ def forget_old(home: Home, store: Store, now: datetime) -> int:
         told = hashlib.sha256(rfc8785.dumps(counts)).hexdigest()
         audit.append(Action.ERASED, told, now, amount=count)
         with store.writing(EnquiryRow, ScoreRow, AlertRow, WatchRow) as session:
-            if session.get_bind().dialect.name == "sqlite":
-                session.connection().exec_driver_sql("PRAGMA secure_delete = ON")
             for some in _parts(enquiries):
                 session.execute(delete(EnquiryRow).where(EnquiryRow.number.in_(some)))
             for some in _parts(scores):
@@ -161,8 +160,9 @@ def _watches(store: Store, times: _Times, now: datetime, gone: set[str]) -> Iter
             yield digest
 
 
-def _forget_replies(store: Store, now: datetime) -> None:
-    """The key stays, so that no question is put twice under it (clients/local_api.py)."""
+def _forget_replies(store: Store, now: datetime) -> bool:
+    """Whether there were any. The key stays, so that no question is put twice under it
+    (clients/local_api.py)."""
     old = IdempotencyRow.created <= utc_text(now - LEAST), IdempotencyRow.status != _GONE.status
     gone = {
         "status": _GONE.status,
@@ -170,9 +170,8 @@ def _forget_replies(store: Store, now: datetime) -> None:
         "body": _GONE.model_dump_json().encode(),
     }
     with store.writing(IdempotencyRow) as session:
-        if session.get_bind().dialect.name == "sqlite":
-            session.connection().exec_driver_sql("PRAGMA secure_delete = ON")
-        session.execute(update(IdempotencyRow).where(*old).values(gone))
+        changed = session.connection().execute(update(IdempotencyRow).where(*old).values(gone))
+        return bool(changed.rowcount)
 
 
 def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:

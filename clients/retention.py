@@ -173,8 +173,6 @@ class Retention:
     def _erase_rows(self, item: Due, now: datetime) -> None:
         tables = _OF_MANIFEST if item.manifest is not None else (ReplyRow,)
         with self._store.writing(*tables) as session:
-            if session.get_bind().dialect.name == "sqlite":
-                session.connection().exec_driver_sql("PRAGMA secure_delete = ON")
             if item.manifest is None:
                 session.execute(delete(ReplyRow).where(ReplyRow.made < self._limit(now)))
             for kind in _OF_MANIFEST if item.manifest is not None else ():

@@ -658,6 +658,8 @@ def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
     cursor.execute("PRAGMA journal_mode = WAL")
     cursor.execute("PRAGMA synchronous = FULL")  # NORMAL may lose the last commits of a power cut
     cursor.execute("PRAGMA foreign_keys = ON")
+    # from the first write on: what a changed row leaves behind is not found by who erases it later
+    cursor.execute("PRAGMA secure_delete = ON")
     cursor.close()
 
 

@@ -186,3 +186,5 @@ def test_the_api_does_not_give_a_forgotten_answer_again_and_asks_nobody(world: W
     assert again.headers["content-type"] == "application/problem+json"
     assert str(first.json()["points"]) not in again.text
     assert len(world.frames) == asked
+    # nor is it in the journal, though nothing else was to be forgotten
+    assert first.content[:60] not in bytes_of(world)

@@ -4,6 +4,7 @@ were given to, from who gave them, and from nobody else (docs/adr/0016)."""
 from __future__ import annotations
 
 import base64
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -17,6 +18,7 @@ from clients import grants
 from clients.audit import AuditLog
 from clients.completing import Completing
 from clients.consent import Consents
+from clients.forgetting import forget_old
 from clients.home import Home
 from clients.receipt_desk import ReceiptDesk
 from clients.scorer import Wanted as ScoreWanted
@@ -160,6 +162,43 @@ def test_the_bank_gets_the_cosigned_receipts_of_its_answers(world: World) -> Non
     assert len(world.entries()) == entries  # or a log that is fetched from would never rest
     assert ways.completing().round() == 0
     assert len(ways.frames) == 2  # nothing is due any more: nobody is asked
+
+
+@pytest.fixture
+def careless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite as it is built by most: what is deleted or changed stays where it lay."""
+    connect = sqlite3.dbapi2.connect
+
+    def connected(*words: Any, **more: Any) -> sqlite3.Connection:
+        connection = connect(*words, **more)
+        connection.execute("PRAGMA secure_delete = OFF")
+        return connection
+
+    monkeypatch.setattr(sqlite3.dbapi2, "connect", connected)
+
+
+@pytest.mark.usefixtures("careless")
+def test_no_older_copy_of_a_forgotten_answer_is_left_on_the_disk(world: World) -> None:
+    """Its row was written three times: with the question, with the answer, with the receipt."""
+    grant, ways = held(world), Ways(world)
+    count = len([asked(world, grant, arg=arg) for arg in ("1000000", "5000000")])
+    world.witnessed()
+    assert ways.completing().round() == count
+    home, store = world.homes["bank-a"], world.stores["bank-a"]
+    with store.reading() as session:
+        rows = session.scalars(select(EnquiryRow)).all()
+        parts = [part for row in rows for part in (row.question, row.answer, row.receipt)]
+        marks = [part[300:340] for part in parts if part is not None]
+    file = Path(home.database_url.removeprefix("sqlite:///"))
+
+    def on_disk() -> bytes:
+        return b"".join(part.read_bytes() for part in file.parent.glob(file.name + "*"))
+
+    assert len(marks) == 3 * count
+    assert all(mark in on_disk() for mark in marks)
+    world.now += timedelta(days=40)
+    assert forget_old(home, store, world.now) == count
+    assert not any(mark in on_disk() for mark in marks)
 
 
 def test_many_receipts_come_in_batches_and_every_frame_has_one_size(world: World) -> None:
