@@ -154,12 +154,12 @@ class Consents:
         One that proves nothing here now is kept too, and tried again whenever it matters: its
         issuer may come to be accepted later. One that was verified once stays verified.
         """
-        event = bundle.signed.unverified(GrantEvent)
+        event, digest = bundle.signed.unverified(GrantEvent), bundle.proof_digest
         with self._store.writing(ConsentEventRow) as session:
-            if session.get(ConsentEventRow, bundle.digest) is not None:
+            if session.get(ConsentEventRow, digest) is not None:
                 return False
             row = ConsentEventRow(
-                digest=bundle.digest,
+                digest=digest,
                 consent=event.grant,
                 subject=_signer(bundle, verify),
                 bundle=bundle.to_json(),

@@ -444,7 +444,7 @@ def take_event(home: Home, store: Store, bundle: BySubject, now: datetime) -> bo
     with audit.together(now):
         if not consents.put_event(bundle, verify, now):
             return False
-        audit.append(EVENT_ACTIONS[event.change], bundle.digest, now, job=event.grant)
+        audit.append(EVENT_ACTIONS[event.change], bundle.proof_digest, now, job=event.grant)
     return True
 
 

@@ -387,6 +387,12 @@ class BySubject(Part):
         """Of what is signed."""
         return hashlib.sha256(self.signed.payload).hexdigest()
 
+    @property
+    def proof_digest(self) -> str:
+        """Of all of it, what proves whose word it is included: the name of an event. Under the
+        digest of what is signed alone somebody else's signature could take the place of its own."""
+        return hashlib.sha256(self.to_json()).hexdigest()
+
     def said(self, subject: str | None) -> Said:
         """The event in it, by whom it proved to be; IntegrityError if it is none."""
         event = self.signed.unverified(GrantEvent)
@@ -525,7 +531,8 @@ Listed = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 
 
 class StatusList(SignedObject):
-    """Which events and revoked certificates there are, by the first 16 bytes of their digests.
+    """Which events (with their proofs) and revoked certificates there are, by the first 16 bytes of
+    their digests.
 
     Digests, and not a bitmap: whoever drafts a grant cannot know a free place in one, and whether
     an event is the subject's is judged where the grant is known, at the provider (ADR 11, 17).

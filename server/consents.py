@@ -39,7 +39,10 @@ LIST_EVERY = timedelta(seconds=10)  # between two lists that say the same
 LIST_LIFE = timedelta(minutes=30)  # a provider may ask for a younger one
 EVENTS_A_DAY = 2000  # of one caller
 # Where the list is full no provider answers anybody: nobody's part of it grows to that.
-EVENTS_OF_SUBJECT = 100  # and as many again for revocations, which a firm must always have
+# Of events as many again for revocations, which a firm must always have. Not by the enterprise that
+# an event names: an issuer could use up the share of any.
+EVENTS_OF_CERTIFICATE = 100
+EVENTS_OF_ISSUER = MAX_LISTED // 4
 REVOKED_OF_ISSUER = MAX_LISTED // 4
 NOTICES_KEPT = timedelta(days=180)
 NOTICES_PAGE = 100
@@ -70,9 +73,12 @@ class Consents:
         now, trust = self._now(), self._trust()
         # any trusted issuer: this only keeps out what nobody would take
         issuers = dict.fromkeys(trust, Assurance.A3)
-        found = verify_by_subject(bundle, GrantEvent, trust, issuers, now)
+        found, digest = (
+            verify_by_subject(bundle, GrantEvent, trust, issuers, now),
+            bundle.proof_digest,
+        )
         with self._store.write() as session:
-            if session.get(GrantEventRow, found.digest) is None:
+            if session.get(GrantEventRow, digest) is None:
                 since = now - timedelta(days=1)
                 query = sa.select(sa.func.count()).select_from(GrantEventRow)
                 mine = session.scalar(
@@ -80,21 +86,27 @@ class Consents:
                 )
                 if (mine or 0) >= EVENTS_A_DAY:
                     raise Refused("too many events of one caller in a day", party=org)
-                if found.subject is not None:
-                    of_subject = session.scalar(query.where(GrantEventRow.subject == found.subject))
-                    is_last = found.object.change is Change.REVOKE
-                    if (of_subject or 0) >= EVENTS_OF_SUBJECT * (1 + is_last):
+                issuer = None
+                if found.certificate is not None and bundle.certificate is not None:
+                    issuer = bundle.certificate.unverified(SubjectCertificate).org
+                    parts = 1 + (found.object.change is Change.REVOKE)
+                    of_key = query.where(GrantEventRow.certificate == found.certificate)
+                    if (session.scalar(of_key) or 0) >= EVENTS_OF_CERTIFICATE * parts:
                         raise Refused("too many events of one enterprise", party=org)
+                    of_issuer = query.where(GrantEventRow.issuer == issuer)
+                    if (session.scalar(of_issuer) or 0) >= EVENTS_OF_ISSUER * parts:
+                        raise Refused("too many events under certificates of one issuer", party=org)
                 row = GrantEventRow(
-                    digest=found.digest,
+                    digest=digest,
                     sender=org,
-                    subject=found.subject,
+                    certificate=found.certificate,
+                    issuer=issuer,
                     consent=found.object.grant,
                     bundle=bundle.to_json(),
                     created=now,
                 )
                 session.add(row)
-        return found.digest
+        return digest
 
     def take_revocation(self, org: str, envelope: Envelope, certificate: Envelope) -> str:
         """Keep an issuer's revocation of a certificate of its own; of another's: IntegrityError."""

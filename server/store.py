@@ -172,7 +172,9 @@ class GrantEventRow(Base):
 
     digest: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
     sender: Mapped[str] = mapped_column(sa.String(32), index=True)
-    subject: Mapped[str | None] = mapped_column(sa.String(18), index=True)  # None: the platform
+    # of the subject's key, by its digest, and whose it is; None: the platform
+    certificate: Mapped[str | None] = mapped_column(sa.String(64), index=True)
+    issuer: Mapped[str | None] = mapped_column(sa.String(32), index=True)
     consent: Mapped[str] = mapped_column(sa.String(64), index=True)  # the grant's digest
     bundle: Mapped[bytes] = mapped_column(sa.LargeBinary)
     created: Mapped[datetime] = mapped_column(UtcTime)

@@ -445,7 +445,7 @@ def _change(word: str, grant: str, out: Path | None, as_json: bool) -> None:
             with CoordinatorClient(home) as client:
                 client.hand_in_event(bundle)
             say("handed in; owners know it within a minute")
-    emit({"event": bundle.digest}, as_json, bundle.digest)
+    emit({"event": bundle.proof_digest}, as_json, bundle.proof_digest)
 
 
 def _row(home: Home, store: Store, digest: str) -> dict[str, Any]:

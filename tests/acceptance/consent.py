@@ -246,7 +246,7 @@ class World:
             sequence=self.sequence if sequence is None else sequence,
             created=utc_text(made),
             next_update=utc_text(made + timedelta(minutes=30)),
-            events=tuple(sorted(event.digest[:32] for event in self.events)),
+            events=tuple(sorted(event.proof_digest[:32] for event in self.events)),
             certificates=tuple(self.uncertified),
         )
         return sign(said, self.homes["platform"].key(Usage.GRANT))

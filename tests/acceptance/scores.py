@@ -327,7 +327,7 @@ class ScoreWorld:
             sequence=self.sequence,
             created=utc_text(self.now),
             next_update=utc_text(self.now + timedelta(minutes=30)),
-            events=tuple(sorted(event.digest[:32] for event in self.events)),
+            events=tuple(sorted(event.proof_digest[:32] for event in self.events)),
             certificates=(),
         )
         signed = sign(said, self.homes["platform"].key(Usage.GRANT))

@@ -224,9 +224,9 @@ def test_events_and_lists_are_kept_and_mailboxes_are_their_owners(
     with closing(ServerStore(f"sqlite:///{tmp_path / 'c.db'}")) as store:
         desk = consents(world, store)
         first = desk.status().unverified(StatusList)
-        assert desk.take_event("bank-a", event) == event.digest
+        assert desk.take_event("bank-a", event) == event.proof_digest
         second = desk.status().unverified(StatusList)
-        assert (second.sequence, second.events) == (first.sequence + 1, (event.digest[:32],))
+        assert (second.sequence, second.events) == (first.sequence + 1, (event.proof_digest[:32],))
         assert desk.events("tax", second.events) == (event,)
         assert desk.status().unverified(StatusList) == second  # nothing happened since
         unproven = event.model_copy(update={"card": None, "certificate": None})

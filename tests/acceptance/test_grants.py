@@ -591,7 +591,7 @@ def test_a43_uses_budgets_and_events_follow_from_the_log_alone(world: World) -> 
     uses, millibits = world.counters()
     assert (state.uses, state.millibits) == (uses, millibits)
     assert state.uses == {grant.digest: 3, other.digest: 2}
-    assert {d for events in state.events.values() for d in events} == {world.events[0].digest}
+    assert {d for events in state.events.values() for d in events} == {world.events[0].proof_digest}
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,31 @@ def test_a_weaker_proof_is_enough_to_stop(world: World) -> None:
     assert is_paused(world, grant)
 
 
+@pytest.mark.parametrize("how", ["another's key", "another's certificate", "no signature"])
+def test_nobody_s_signature_takes_the_place_of_the_firm_s_own(world: World, how: str) -> None:
+    """Who carries a revocation, or sees it go by, signs the very same words before it arrives."""
+    grant, honest = world.grant(), world.firm
+    genuine, platform = world.change(grant, Change.REVOKE), world.homes["platform"]
+    other = Firm(OTHER_FIRM).certified_by(platform, Assurance.A2)
+    if how == "another's key":
+        world.firm = other
+        forged = world.change(grant, Change.REVOKE)
+        assert forged.signed.payload == genuine.signed.payload
+    elif how == "another's certificate":
+        certificate = Firm(FIRM, honest.grant, honest.encrypt).certified_by(platform, Assurance.A3)
+        forged = genuine.model_copy(update={"certificate": certificate.certificate})
+    else:
+        signature = genuine.signed.signatures[0].model_copy(update={"sig": bytes(64)})
+        signed = genuine.signed.model_copy(update={"signatures": (signature,)})
+        forged = genuine.model_copy(update={"signed": signed})
+    world.firm, world.events = honest, [forged]
+    world.refresh()
+    assert world.ask(grant).result is Answered.MATCH  # nobody has revoked anything
+    assert grants.take_event(world.homes["tax"], world.store, genuine, world.now)
+    assert world.ask(grant).result is Answered.REFUSED
+    assert world.refusals()[-1].reason is Reason.REVOKED
+
+
 def test_no_event_of_others_keeps_a_firm_from_revoking(world: World) -> None:
     grant, tax = world.grant(), world.homes["platform"]
     store = world.stores["bank-a"]
@@ -336,7 +361,7 @@ def test_an_issuer_takes_back_its_own_certificates_alone(
 def test_one_firm_does_not_fill_the_list_and_can_still_revoke(
     world: World, desk: ServerConsents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server.consents, "EVENTS_OF_SUBJECT", 3)
+    monkeypatch.setattr(server.consents, "EVENTS_OF_CERTIFICATE", 3)
     grant, banks = world.grant(), cycle(("bank-a", "bank-b"))
     for number in (1, 2, 3):
         desk.take_event(next(banks), world.change(grant, Change.PAUSE, number))
@@ -346,6 +371,56 @@ def test_one_firm_does_not_fill_the_list_and_can_still_revoke(
         desk.take_event(next(banks), world.change(grant, Change.REVOKE, number))
     with pytest.raises(Refused, match="one enterprise"):
         desk.take_event(next(banks), world.change(grant, Change.REVOKE, 8))
+
+
+def test_an_issuer_that_makes_itself_the_firm_s_key_does_not_use_up_the_firm_s_part(
+    world: World, desk: ServerConsents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.consents, "EVENTS_OF_CERTIFICATE", 3)
+    grant, honest = world.grant(), world.firm
+    world.firm = Firm(FIRM).certified_by(world.homes["platform"], Assurance.A2)
+    for number in range(6):
+        desk.take_event("bank-a", world.change(grant, Change.REVOKE, number + 1))
+    world.firm = honest
+    revoked = desk.take_event("bank-a", world.change(grant, Change.REVOKE))
+    assert revoked[:32] in desk.status().unverified(StatusList).events
+
+
+def test_the_platform_takes_the_firm_s_own_word_after_the_same_words_of_another(
+    world: World, desk: ServerConsents
+) -> None:
+    grant, honest = world.grant(), world.firm
+    world.firm = Firm(OTHER_FIRM).certified_by(world.homes["platform"], Assurance.A2)
+    forged = world.change(grant, Change.REVOKE)
+    world.firm = honest
+    genuine = world.change(grant, Change.REVOKE)
+    assert forged.digest == genuine.digest
+    for event in (forged, genuine):
+        desk.take_event("bank-b", event)
+    assert desk.events_of([grant.digest]) == (forged, genuine)
+
+
+def test_one_issuer_s_made_up_firms_leave_room_for_those_of_others(
+    world: World, desk: ServerConsents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.consents, "EVENTS_OF_ISSUER", 2)
+    grant, honest, platform = world.grant(), world.firm, world.homes["platform"]
+
+    def said(change: Change, code: str) -> str:
+        world.firm = Firm(code).certified_by(platform, Assurance.A2)
+        return desk.take_event("bank-a", world.change(grant, change))
+
+    made_up = [code.decode() for code in CODES[10:16]]
+    for code in made_up[:2]:
+        said(Change.PAUSE, code)
+    with pytest.raises(Refused, match="one issuer"):
+        said(Change.PAUSE, made_up[2])
+    for code in made_up[3:5]:
+        said(Change.REVOKE, code)
+    with pytest.raises(Refused, match="one issuer"):
+        said(Change.REVOKE, made_up[5])
+    world.firm = honest
+    desk.take_event("bank-a", world.change(grant, Change.PAUSE))
 
 
 def test_one_issuer_does_not_fill_the_list(
