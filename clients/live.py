@@ -256,16 +256,21 @@ def has_work(home: Home) -> bool:
 
 
 @contextlib.contextmanager
-def beside(home: Home) -> Iterator[None]:
-    """Run the process beside a node for the length of the block; started again if it ends."""
+def beside(home: Home) -> Iterator[threading.Event]:
+    """Run the process beside a node for the length of the block; started again if it ends.
+
+    The event is set once it serves; at once where there is nothing to serve.
+    """
+    serves = threading.Event()
     if not has_work(home):
-        yield
+        serves.set()
+        yield serves
         return
     stopped = threading.Event()
-    keeper = _Keeper(home, stopped)
+    keeper = _Keeper(home, stopped, serves)
     keeper.start()
     try:
-        yield
+        yield serves
     finally:
         stopped.set()
         keeper.end()
@@ -274,9 +279,9 @@ def beside(home: Home) -> Iterator[None]:
 class _Keeper(threading.Thread):
     """Starts the process, and starts it again."""
 
-    def __init__(self, home: Home, stopped: threading.Event) -> None:
+    def __init__(self, home: Home, stopped: threading.Event, serves: threading.Event) -> None:
         super().__init__(name="live", daemon=True)
-        self._home, self._stopped = home, stopped
+        self._home, self._stopped, self._serves = home, stopped, serves
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
@@ -291,8 +296,12 @@ class _Keeper(threading.Thread):
                 self._process = process = subprocess.Popen(
                     [sys.executable, "-m", "clients.live"],
                     stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
                     env=os.environ | {"LIANMO_HOME": str(self._home.path)},
                 )
+            with process.stdout or contextlib.nullcontext(b"") as said:
+                for _ in said:  # one line, when it serves; the end when it ends
+                    self._serves.set()
             code = process.wait()
             if self._stopped.is_set():
                 return
@@ -313,8 +322,8 @@ class _Keeper(threading.Thread):
                 process.wait()
 
 
-def serve(home: Home, until: Callable[[], None]) -> None:
-    """Answer and serve the local API until `until` returns."""
+def serve(home: Home, serves: Callable[[], None], until: Callable[[], None]) -> None:
+    """Answer and serve the local API until `until` returns; `serves` is called when that begins."""
     settings = VerificationSettings.of(home)
     usages = set(USAGES[home.own().org_kind])
     with contextlib.ExitStack() as stack:
@@ -360,6 +369,7 @@ def serve(home: Home, until: Callable[[], None]) -> None:
             _begin(stack, "completing", Repeated("receipts", completing.round, every_s))
             stack.enter_context(serving(home, store, client, settings))
         collector.spare_what_is_here()
+        serves()
         until()
 
 
@@ -389,7 +399,7 @@ def main() -> int:
     logs.configure()
     while True:
         try:
-            serve(Home.open(), _until_end)
+            serve(Home.open(), _say_so, _until_end)
         except Unavailable as error:  # the coordinator's card, say, is not there yet
             log.warning("not serving yet", extra={"reason": str(error)})
             time.sleep(AGAIN_S[1])
@@ -398,6 +408,11 @@ def main() -> int:
             log.error("not serving", extra={"reason": str(error)})
             return error.exit_code
         return 0
+
+
+def _say_so() -> None:
+    sys.stdout.write("serves\n")
+    sys.stdout.flush()
 
 
 def _until_end() -> None:

@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 REGISTER_S = 5.0  # between two attempts to reach the coordinator at the start
 LEAVE_S = 3.0  # at the end, for messages that peers have not taken yet
 REFRESH_S = 60.0  # our card is shown again: after a restart from a backup the coordinator forgot
+SERVES_S = 20.0  # for the process beside the node; then the node says that it is ready for jobs
 
 
 class Peers(Mapping[str, PeerCertificate]):
@@ -118,15 +119,14 @@ def serve(
         _on_signals(stop)
         if stopped.is_set():
             return
-        watcher = threading.Thread(
-            target=_after_first_pull,
-            args=(here, node, ready, warm),
-            name="readiness",
-            daemon=True,
-        )
-        watcher.start()
         try:
-            with live.beside(home):
+            with live.beside(home) as serves:
+                threading.Thread(
+                    target=_when_ready,
+                    args=(here, node, serves, ready, warm),
+                    name="readiness",
+                    daemon=True,
+                ).start()
                 collector.spare_what_is_here()
                 node.run()
         finally:
@@ -303,11 +303,19 @@ def _follow(here: _Here) -> None:
             log.warning("clock", extra={"reason": str(error)})
 
 
-def _after_first_pull(here: _Here, node: Any, ready: Callable[[str], None], warm: bool) -> None:
-    """Say that the node is ready; then what may be slow."""
+def _when_ready(
+    here: _Here,
+    node: Any,
+    serves: threading.Event,
+    ready: Callable[[str], None],
+    warm: bool,
+) -> None:
+    """Say that the node is ready, after its first pull; then what may be slow."""
     while not node.reached.wait(0.5):
         if here.stopped.is_set():
             return
+    if not serves.wait(SERVES_S):
+        log.warning("ready for jobs; questions are not served yet")
     ready(f"node of {here.home.org} ready")
     if warm:
         kernels.make_ready()

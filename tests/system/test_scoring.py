@@ -208,7 +208,6 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> Iterator[City]:
             city.certify(firm)
             drafting = ("model", "draft", JOB, "--uses", "300")
             city.grants[firm] = city.granted(firm, *drafting)
-        city.until_served()
         city.until_witnessed(*DEPARTMENTS)
         yield city
     finally:

@@ -78,7 +78,6 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> Iterator[City]:
         # the tax bureau's log needs two witnesses of the three organisations that run nodes
         city.start_all(tax=NODE, bank_a=NODE, licence=WITNESS)
         city.lianmo("tax", "catalogue", "publish", "firms")
-        city.until_served()
         # the entry counts once the bank has the bureau's newest card, with its second person's key
         wait_for(lambda: city.lianmo(BANK, "catalogue", "list"), bool)
         yield city
