@@ -166,7 +166,7 @@ def create_app(
     now: Callable[[], datetime],
 ) -> ASGIApp:
     """The API as an ASGI application."""
-    verifier, once = Verifier(home, store, carrier, now), Once(store, now)
+    verifier, once = Verifier(home, store, carrier, now), Once(home.org, store, now)
     api = APIRouter(prefix="/v1", responses=PROBLEMS)
 
     @api.get("/health")
@@ -189,7 +189,7 @@ def create_app(
 
         def effect() -> tuple[int, Body]:
             found = verifier.ask_all([item.wanted() for item in body.items])
-            return 200, BatchAnswer(items=tuple(map(_item, found)))
+            return 200, BatchAnswer(items=tuple(_item(home.org, one) for one in found))
 
         return once.serve("batches", key, body, effect)
 
@@ -229,7 +229,7 @@ def create_app(
         redoc_url=None,
         openapi_url="/v1/openapi.json",
         redirect_slashes=False,
-        exception_handlers=handlers(log, lambda text: plain_problem(422, text)),
+        exception_handlers=handlers(log, lambda text: plain_problem(422, text), home.org),
         dependencies=[Depends(_declared)],
     )
     app.include_router(api)
@@ -240,9 +240,9 @@ def _declared(authorization: Annotated[str | None, Header()] = None) -> None:
     """Stands in the OpenAPI document; `Door` has looked at it before."""
 
 
-def _item(found: Enquiry | LianmoError) -> BatchItem:
+def _item(org: str, found: Enquiry | LianmoError) -> BatchItem:
     if isinstance(found, LianmoError):
-        return BatchItem(problem=problem_of(found))
+        return BatchItem(problem=problem_of(found, org))
     return BatchItem(verification=VerificationEntry.of(found))
 
 
@@ -266,8 +266,11 @@ def _grants(home: Home, store: Store, now: datetime) -> Iterator[GrantEntry]:
 class Once:
     """Keeps what became of a POST under its key."""
 
-    def __init__(self, store: Store, now: Callable[[], datetime]) -> None:
-        self._store, self._now = store, now
+    def __init__(self, org: str, store: Store, now: Callable[[], datetime]) -> None:
+        """org: whose API it is."""
+        self.org, self._store, self._now = org, store, now
+        self._interrupted = problem_of(_INTERRUPTED, org).model_dump_json().encode()
+        self._lost = set[str]()  # keys of which the disk did not take what became of them
         self._end_interrupted()
 
     def serve(
@@ -284,13 +287,12 @@ class Once:
             status, answer = effect()
             kind, data = "application/json", answer.model_dump_json().encode()
         except LianmoError as error:
-            problem = problem_of(error)
+            problem = problem_of(error, self.org)
             status, kind, data = problem.status, PROBLEM_TYPE, problem.model_dump_json().encode()
         except BaseException:
-            self._settle(key, 500, PROBLEM_TYPE, _INTERRUPTED)
+            self._settle(key, 503, PROBLEM_TYPE, self._interrupted)
             raise
-        self._settle(key, status, kind, data)
-        return Response(data, status, media_type=kind)
+        return self._settle(key, status, kind, data)
 
     def _claim(self, key: str, fingerprint: str) -> Response | None:
         now = self._now()
@@ -306,14 +308,26 @@ class Once:
                 return None
             if row.fingerprint != fingerprint:
                 return plain_problem(422, "this Idempotency-Key was used for another request")
+            if row.status is None and key in self._lost:  # as after a crash
+                row.status, row.content_type, row.body = 503, PROBLEM_TYPE, self._interrupted
             if row.status is None:
                 return plain_problem(409, "the first request with this Idempotency-Key is served")
             return Response(row.body, row.status, media_type=row.content_type)
 
-    def _settle(self, key: str, status: int, kind: str, data: bytes) -> None:
-        with self._store.writing(IdempotencyRow) as session:
-            if (row := session.get(IdempotencyRow, key)) is not None:
-                row.status, row.content_type, row.body = status, kind, data
+    def _settle(self, key: str, status: int, kind: str, data: bytes) -> Response:
+        """Keep what became of it; the answer to give, which is the one that is kept."""
+        try:
+            with self._store.writing(IdempotencyRow) as session:
+                row = session.get(IdempotencyRow, key)
+                # a process that began while this one ended has called it interrupted, and said so
+                if row is not None and row.status is not None:
+                    return Response(row.body, row.status, media_type=row.content_type)
+                if row is not None:
+                    row.status, row.content_type, row.body = status, kind, data
+        except LianmoError:
+            self._lost.add(key)
+            raise
+        return Response(data, status, media_type=kind)
 
     def _end_interrupted(self) -> None:
         """What a crash cut off: whether the question was answered, nobody here knows."""
@@ -321,7 +335,7 @@ class Once:
             session.execute(
                 update(IdempotencyRow)
                 .where(IdempotencyRow.status.is_(None))
-                .values(status=503, content_type=PROBLEM_TYPE, body=_INTERRUPTED)
+                .values(status=503, content_type=PROBLEM_TYPE, body=self._interrupted)
             )
 
 
@@ -329,15 +343,9 @@ def _response(status: int, body: Body) -> Response:
     return Response(body.model_dump_json(), status, media_type="application/json")
 
 
-_INTERRUPTED = (
-    problem_of(
-        Unavailable(
-            "interrupted while it was served: the question may have cost a use",
-            todo="look for it in GET /v1/verifications, then ask again with a new key",
-        )
-    )
-    .model_dump_json()
-    .encode()
+_INTERRUPTED = Unavailable(
+    "interrupted while it was served: the question may have cost a use",
+    todo="look for it in GET /v1/verifications, then ask again with a new key",
 )
 
 # --- the door -------------------------------------------------------------------------------------
@@ -444,10 +452,21 @@ def _listening(home: Home, port: int | None) -> Iterator[socket.socket]:
             listener.bind(str(path))
             Path(path).chmod(SECRET_MODE)
             listener.listen(128)
+            ours = _which(path)
             try:
                 yield listener
             finally:
-                path.unlink(missing_ok=True)
+                if _which(path) == ours:  # a process that is ending leaves the next one's alone
+                    path.unlink(missing_ok=True)
     except OSError as error:
         what = f"the local API cannot listen ({(error.strerror or 'error').lower()})"
         raise Unavailable(what, todo="see `api_port` in [verification] of config.toml") from None
+
+
+def _which(path: Path) -> tuple[int, int] | None:
+    """What tells a socket from another one of the same name; None if there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_ctime_ns

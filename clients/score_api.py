@@ -71,10 +71,10 @@ class ScoreItem(Body):
     problem: Problem | None = None
 
     @classmethod
-    def of(cls, found: Scored | LianmoError) -> ScoreItem:
-        """The one that it was."""
+    def of(cls, org: str, found: Scored | LianmoError) -> ScoreItem:
+        """The one that it was, at this bank."""
         if isinstance(found, LianmoError):
-            return cls(problem=problem_of(found))
+            return cls(problem=problem_of(found, org))
         return cls(score=ScoreEntry.of(found))
 
 
@@ -102,7 +102,7 @@ def add(api: APIRouter, scorer: Scorer, once: Once) -> None:
 
         def effect() -> tuple[int, Body]:
             found = scorer.score_all([item.wanted() for item in body.items])
-            return 200, ScoreBatch(items=tuple(map(ScoreItem.of, found)))
+            return 200, ScoreBatch(items=tuple(ScoreItem.of(once.org, one) for one in found))
 
         return once.serve("score-batches", key, body, effect)
 

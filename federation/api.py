@@ -299,8 +299,8 @@ def from_cursor(cursor: str | None, pattern: str) -> str | None:
     return text
 
 
-def problem_of(error: LianmoError) -> Problem:
-    """The problem that stands for an error."""
+def problem_of(error: LianmoError, party: str = "") -> Problem:
+    """The problem that stands for an error; `party`: whose it is where it names none."""
     kind = next(kind for kind in type(error).mro() if kind in _STATUS)
     status = _STATUS[kind]
     return Problem(
@@ -308,7 +308,7 @@ def problem_of(error: LianmoError) -> Problem:
         title=status.phrase,
         status=status,
         detail=error.what,
-        party=error.party,
+        party=error.party or party,
         stage=error.stage,
         todo=error.todo,
     )

@@ -31,15 +31,15 @@ def plain_problem(status: int, detail: str = "") -> Response:
 
 
 def handlers(
-    log: logging.Logger, invalid: Callable[[str], Response]
+    log: logging.Logger, invalid: Callable[[str], Response], party: str = ""
 ) -> dict[int | type[Exception], Handler]:
     """FastAPI's `exception_handlers`; invalid: the answer to a request of the wrong shape, given
-    which field and why."""
+    which field and why; party: who answers."""
 
     async def on_lianmo(request: Request, error: Exception) -> Response:
         if not isinstance(error, LianmoError):
             raise error
-        return problem_response(problem_of(error))
+        return problem_response(problem_of(error, party))
 
     async def on_http(request: Request, error: Exception) -> Response:
         if not isinstance(error, HTTPException):

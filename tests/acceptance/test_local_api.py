@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,10 +16,11 @@ import pytest
 
 from clients import grants
 from clients.forgetting import forget_old
-from clients.local_api import create_app, token_of
+from clients.home import Home
+from clients.local_api import _listening, create_app, token_of
 from clients.store import IdempotencyRow
 from federation.api import Problem
-from federation.errors import Refused, Unavailable
+from federation.errors import NotKept, Refused, Unavailable
 from tests.acceptance.consent import FIRM, World
 
 TOKEN = "t" * 43
@@ -173,6 +176,63 @@ def test_a51_a_question_that_a_crash_cut_off_is_not_put_again(api: Api) -> None:
     assert first.status_code == 201
     assert is_problem(again).status == 503
     assert api.asked == 1
+
+
+def test_a51_an_outcome_that_the_disk_did_not_take_is_an_interrupted_one(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, answer_to = api.world.stores["bank-a"], api.world.answer_to
+
+    def then_full(sealed: bytes, sender: str = "bank-a") -> bytes:
+        monkeypatch.setattr(store, "writing", full)
+        return answer_to(sealed, sender)
+
+    def full(*tables: Any) -> Any:
+        raise NotKept("the database cannot be written", todo="see that its disk has room")
+
+    api.world.answer_to = then_full  # type: ignore[method-assign] # the bank's disk fills up
+    told = is_problem(api.post(api.body(), **KEY))
+    assert (told.status, told.party, bool(told.todo)) == (503, "bank-a", True)
+    monkeypatch.undo()
+    for _ in range(2):
+        again = is_problem(api.post(api.body(), **KEY))
+        assert (again.status, again.party) == (503, "bank-a")
+        assert "may have cost a use" in again.detail
+    assert api.asked == 1
+
+
+def test_a51_an_answer_that_comes_after_the_next_start_is_the_interrupted_one_too(
+    api: Api,
+) -> None:
+    """A node is started again while the process before it still waits for an answer."""
+    home, store = api.world.homes["bank-a"], api.world.stores["bank-a"]
+    answer_to, clients = api.world.answer_to, list[Client]()
+
+    def meanwhile(sealed: bytes, sender: str = "bank-a") -> bytes:
+        app = create_app(home, store, api, token=TOKEN, now=lambda: api.world.now)
+        clients.append(Client(app))
+        return answer_to(sealed, sender)
+
+    api.world.answer_to = meanwhile  # type: ignore[method-assign] # the next one starts
+    first = api.post(api.body(), **KEY)
+    again = clients[0].post("/v1/verifications", json=api.body(), headers=KEY)
+    assert is_problem(first).status == 503
+    assert (again.status_code, again.content) == (first.status_code, first.content)
+    assert api.asked == 1
+
+
+def test_a_process_that_ends_late_leaves_the_next_one_s_socket(tmp_path: Path) -> None:
+    home = Home.create(
+        tmp_path / "b", org="bank-a", kind="bank", name="甲银行", uscc=FIRM, region="厦门"
+    )
+    before, after = _listening(home, None), _listening(home, None)
+    before.__enter__()
+    after.__enter__()
+    before.__exit__(None, None, None)
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.connect(str(home.path / "api.sock"))
+    after.__exit__(None, None, None)
+    assert not (home.path / "api.sock").exists()
 
 
 def test_a51_what_did_not_arrive_is_kept_under_its_key_too(api: Api) -> None:
