@@ -306,6 +306,10 @@ class CoordinatorClient:
                 response, data = self._once(method, path, content, headers or {})
             except httpx.TransportError as error:
                 failure = self._unreachable(error)
+            except RuntimeError:
+                if not self._http.is_closed:
+                    raise
+                raise Unavailable("this process is ending", party=self._home.org) from None
             else:
                 if response.is_success:
                     return response, data

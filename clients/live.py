@@ -52,6 +52,7 @@ WAIT_S = 20.0
 FORGET_EVERY_S = 3600.0
 NOTICES_EVERY_S = 1.0
 BATCHES_OUT = 4  # answered, and not handed in yet
+LEAVE_S = 2.0  # for answers that are on their way when the process ends
 RECEIPTS_WAITING = 64  # frames
 RECEIPTS_REST = 4  # times as long as the work
 AGAIN_S = (0.2, 5.0)  # pause after a failure, first and longest
@@ -78,10 +79,16 @@ class AnswerLine:
         self._provider, self._client, self._time_class_s = provider, client, time_class_s
         self._receipts, self._stopped = receipts, threading.Event()
         self._room = threading.Semaphore(BATCHES_OUT)
+        self._idle, self._in_hand = threading.Condition(), 0  # batches that were taken
 
     def stop(self) -> None:
-        """Take no more; `run` returns when the poll that is held ends."""
-        self._stopped.set()
+        """Take no more; `run` returns when the poll that is held ends.
+
+        What was taken has cost its uses: it is handed in before this returns, or LEAVE_S are over.
+        """
+        with self._idle:
+            self._stopped.set()
+            self._idle.wait_for(lambda: not self._in_hand, LEAVE_S)
 
     def run(self) -> None:
         """Serve until `stop`; what fails is tried again after a growing pause."""
@@ -112,6 +119,17 @@ class AnswerLine:
             taken = [item for item in taken if not sealing.is_receipts(item.sealed)]
         if not taken:
             return
+        with self._idle:
+            if self._stopped.is_set():  # nothing has been spent on them, and nobody could hand in
+                return
+            self._in_hand += 1
+        try:
+            self._answer(taken, began, out)
+        except BaseException:
+            self._done()
+            raise
+
+    def _answer(self, taken: Sequence[ParcelEntry], began: float, out: Executor) -> None:
         parcels = [Parcel(item.sender, item.sealed) for item in taken]
         replies = self._provider.answer(parcels)
         entries = tuple(
@@ -135,6 +153,12 @@ class AnswerLine:
             log.exception("answers not handed in")
         finally:
             self._room.release()
+            self._done()
+
+    def _done(self) -> None:
+        with self._idle:
+            self._in_hand -= 1
+            self._idle.notify_all()
 
 
 class ReceiptLine:

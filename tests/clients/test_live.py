@@ -127,6 +127,23 @@ def test_the_next_questions_are_answered_while_answers_wait_for_their_time() -> 
     assert coordinator.handed == [[f"{n:064x}"] for n in range(2 * BATCHES_OUT, 0, -1)]
 
 
+def test_who_ends_hands_in_what_it_has_answered_and_begins_nothing_more() -> None:
+    coordinator, provider = Coordinator(entry(1, QUESTION)), Echo()
+    line = AnswerLine(provider, coordinator, time_class_s=0.3)  # type: ignore[arg-type] # stand-ins
+    coordinator.line = threading.Event()  # a poll that finds nothing stops no line here
+    coordinator.line.stop = coordinator.line.set
+    thread = threading.Thread(target=line.run)
+    thread.start()
+    assert coordinator.line.wait(10)  # the answer waits for its time
+    assert coordinator.handed == []
+    line.stop()
+    assert coordinator.handed == [[f"{1:064x}"]]
+    coordinator.waiting = [entry(2, QUESTION)]
+    thread.join(10)
+    assert not thread.is_alive()
+    assert provider.seen == [QUESTION]
+
+
 def test_answers_that_nobody_takes_are_lost_alone(caplog: pytest.LogCaptureFixture) -> None:
     class Away(Coordinator):
         def reply_sealed(self, body: Outbox) -> None:
