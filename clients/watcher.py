@@ -46,6 +46,7 @@ from federation.watch import (
 )
 
 log = logging.getLogger("lianmo.watch")
+UNCONFIRMED = "unconfirmed"  # in that place while a sign-up waits for its answer
 UNANSWERED = "unanswered"  # why a watch ended: whether it was ever kept, nobody here knows
 # how long a sign-up may still be on its way when its end arrives before it
 LATE = 2 * WINDOW
@@ -97,7 +98,8 @@ class Watcher:
         """Sign up; raises Refused if the provider does not keep it.
 
         A sign-up whose answer does not come may be kept there: it is ended here, and `tell_ends`
-        ends it there too, so that nobody believes in a watch that is none.
+        ends it there too, so that nobody believes in a watch that is none. That holds after a crash
+        as well: until the answer is here the watch is `unconfirmed`.
         """
         held, now = Consents(self._store).get(wanted.grant), self._now()
         todo = "draft one with `lianmo grant draft --channel watch --purpose post-loan-monitoring`"
@@ -127,6 +129,7 @@ class Watcher:
                 request=request.payload(),
                 created=utc_text(now),
                 holds=False,
+                ended=UNCONFIRMED,
             )
             session.add(row)
         try:
@@ -139,6 +142,10 @@ class Watcher:
             self._end(request.digest(), "refused")
             todo = "see that the grant is in force and names the rule; the reason is in its own log"
             raise Refused("does not keep the watch", party=request.provider, todo=todo)
+        with self._store.writing(WatchRow) as session:
+            row = session.get_one(WatchRow, request.digest())
+            if row.ended == UNCONFIRMED:
+                row.ended = None
         return self.get(request.digest())
 
     def get(self, digest: str) -> Watched:
@@ -192,7 +199,7 @@ class Watcher:
         Where it cannot be told now, `tell_ends` goes on; `is_told` says which.
         """
         found = self.get(digest)
-        if found.ended is None:
+        if found.ended in (None, UNCONFIRMED):
             self._end(found.digest, REMOVED)
         receipt = found.end_receipt
         if not found.is_told or (receipt is not None and receipt.status == "uncosigned"):
@@ -202,6 +209,10 @@ class Watcher:
     def tell_ends(self) -> int:
         """Tell providers of watches that this bank has ended, where they do not know; how many know
         now. A watch whose grant is over has ended there too."""
+        for item in self.all():
+            # that long no sign-up waits: whatever has made it was cut off
+            if item.ended == UNCONFIRMED and self._now() > utc_time(item.request.expires):
+                self._end(item.digest, UNANSWERED)
         ours = {REMOVED, UNANSWERED}
         waiting = [item for item in self.all() if item.ended in ours and not item.is_told]
         return sum(
@@ -311,7 +322,7 @@ class Watcher:
         proven = verify_receipt(notice.receipt, trust)
         if proven.org != alert.org or proven.entry.object != alert.digest():
             raise IntegrityError("the receipt is of another alert", party=alert.org)
-        wanted = watched.ended is None
+        wanted = watched.ended in (None, UNCONFIRMED)
         if wanted:
             with self._store.writing(AlertRow) as session:
                 if session.get(AlertRow, alert.digest()) is None:

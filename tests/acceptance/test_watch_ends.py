@@ -12,13 +12,14 @@ from sqlalchemy import select
 
 from clients.audit import AuditLog
 from clients.store import AlertRow, WatchRow
-from clients.watcher import UNANSWERED
+from clients.watcher import UNANSWERED, UNCONFIRMED
 from clients.watching import REMOVED
 from federation import sealing
 from federation.audit import Action, AuditEntry, Check, Reason, Result, verify_receipt
 from federation.envelope import sign
 from federation.errors import IntegrityError
 from federation.objects import Usage, utc_text
+from federation.verification import WINDOW
 from federation.watch import EndNotice, EndReply, WatchEnd, WatchEnded
 from tests.acceptance.scores import BANK, CODES
 from tests.acceptance.watches import WatchWorld
@@ -103,6 +104,24 @@ def test_a_sign_up_whose_answer_is_lost_is_no_watch_on_either_side(world: WatchW
     assert world.ended(watched) == REMOVED
     assert world.months(2) == 0
     assert world.watcher.get(watched.digest).is_told
+
+
+def test_a_sign_up_that_a_crash_cut_off_is_no_watch_on_either_side(world: WatchWorld) -> None:
+    def crash(org: str, reply: bytes) -> bytes:
+        raise KeyboardInterrupt
+
+    world.change = crash
+    with pytest.raises(KeyboardInterrupt):
+        world.watch()
+    world.change = lambda org, reply: reply
+    (watched,) = [item for item in world.watcher.all() if item.ended == UNCONFIRMED]
+    assert world.ended(watched) is None  # it is kept there
+    assert world.watcher.tell_ends() == 0  # as far as this process knows it is on its way
+    world.now += WINDOW + timedelta(seconds=1)
+    world.refresh()
+    assert world.watcher.tell_ends() == 1
+    assert (world.watcher.get(watched.digest).ended, world.ended(watched)) == (UNANSWERED, REMOVED)
+    assert world.months(2) == 0
 
 
 def test_the_bank_takes_no_alert_while_the_owner_is_still_to_be_told(world: WatchWorld) -> None:
