@@ -30,7 +30,7 @@ from federation.audit import Action, AuditEntry, Check, Reason, Result
 from federation.catalogue import Field
 from federation.enquiry import BIT, Answered, Comparison
 from federation.envelope import Envelope, parse, sign
-from federation.errors import IntegrityError, LianmoError, Refused
+from federation.errors import IntegrityError, LianmoError, Refused, Unavailable
 from federation.grants import Grant, verify_by_subject
 from federation.objects import Usage, utc_text, utc_time
 from federation.verification import Asked, Denied, Granted, require_granted, require_in_force
@@ -274,13 +274,18 @@ class Watchman:
         with self._store.reading() as session:
             query = select(AlertRow).where(AlertRow.taken.is_(None)).order_by(AlertRow.created)
             waiting = [(row.digest, row.watch, row.notice) for row in session.scalars(query)]
-        done = 0
+        done, away = 0, set[str]()  # banks that another alert could not reach just now
         for digest, watch, kept in waiting:
+            bank = unkept(kept)[0].unverified(Alert).verifier
+            if bank in away:
+                continue
             try:
                 self._require_still_allowed(digest, watch)
                 self._send(digest, watch, kept)
                 done += 1
             except LianmoError as error:
+                if isinstance(error, Unavailable):
+                    away.add(bank)
                 log.warning("alert not taken yet", extra={"alert": digest[:16], "why": error.what})
         return done
 

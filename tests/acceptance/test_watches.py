@@ -112,6 +112,25 @@ def test_an_alert_waits_for_a_bank_that_is_away_and_comes_once(world: WatchWorld
     assert len(world.watcher.alerts(watched.digest)) == 1
 
 
+def test_a_bank_that_is_away_is_tried_once_a_round_not_once_an_alert(
+    world: WatchWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = [world.watch() for _ in range(3)]
+    tried, reach = [], world.ask_sealed
+
+    def counting(provider: str, sealed: bytes) -> bytes:
+        tried.append(provider)
+        return reach(provider, sealed)
+
+    monkeypatch.setattr(world, "ask_sealed", counting)
+    world.is_away = True
+    assert world.months(2) == 3
+    assert tried == [BANK]  # each may take until the coordinator gives up
+    world.is_away = False
+    assert world.watchman().deliver() == 3
+    assert [len(world.watcher.alerts(item.digest)) for item in watched] == [1, 1, 1]
+
+
 def test_a_removed_watch_takes_no_more_alerts(world: WatchWorld) -> None:
     watched = world.watch()
     world.watcher.remove(watched.digest)
