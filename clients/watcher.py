@@ -10,6 +10,7 @@ import base64
 import dataclasses
 import logging
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -48,6 +49,7 @@ from federation.watch import (
 log = logging.getLogger("lianmo.watch")
 UNCONFIRMED = "unconfirmed"  # in that place while a sign-up waits for its answer
 UNANSWERED = "unanswered"  # why a watch ended: whether it was ever kept, nobody here knows
+PATIENCE_S = 5.0  # with one provider, before its other watches wait for the next time
 # how long a sign-up may still be on its way when its end arrives before it
 LATE = 2 * WINDOW
 
@@ -89,9 +91,16 @@ class Watcher:
     """One bank's watches."""
 
     def __init__(
-        self, home: Home, store: Store, carrier: Carrier, now: Callable[[], datetime]
+        self,
+        home: Home,
+        store: Store,
+        carrier: Carrier,
+        now: Callable[[], datetime],
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._home, self._store, self._carrier, self._now = home, store, carrier, now
+        self._clock = clock
         self._verifier = Verifier(home, store, carrier, now)
 
     def add(self, wanted: Wanted) -> Watched:
@@ -215,11 +224,17 @@ class Watcher:
                 self._end(item.digest, UNANSWERED)
         ours = {REMOVED, UNANSWERED}
         waiting = [item for item in self.all() if item.ended in ours and not item.is_told]
-        return sum(
-            self._try_to_tell(item)
-            for item in waiting
-            if self._end_of_grant(item.request.grant) is None
-        )
+        secrets.SystemRandom().shuffle(
+            waiting
+        )  # one that is never answered keeps none from its turn
+        spent, count = dict[str, float](), 0
+        for item in waiting:
+            provider, began = item.request.provider, self._clock()
+            if spent.get(provider, 0.0) > PATIENCE_S or self._end_of_grant(item.request.grant):
+                continue
+            count += self._try_to_tell(item)
+            spent[provider] = spent.get(provider, 0.0) + self._clock() - began
+        return count
 
     def _try_to_tell(self, watched: Watched) -> bool:
         try:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import base64
 import logging
+import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -42,6 +44,7 @@ WATCHING, ALERTED = "watching", "alert"  # as a result
 REMOVED = "removed"  # why a watch ended: its bank wants no more
 # That end a watch for good; others may pass: a stale list, a pause.
 FINAL = {Reason.REVOKED, Reason.EXPIRED, Reason.USES, Reason.BITS}
+PATIENCE_S = 5.0  # with one bank in a round, before its other alerts wait for the next
 WITHHELD = "withheld"  # in place of the time at which the bank took an alert
 
 
@@ -94,9 +97,18 @@ class Watchman:
     """Evaluates a home's watches and delivers their alerts."""
 
     def __init__(
-        self, home: Home, store: Store, gate: Gate, carrier: Carrier, now: Callable[[], datetime]
+        self,
+        home: Home,
+        store: Store,
+        gate: Gate,
+        carrier: Carrier,
+        now: Callable[[], datetime],
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._home, self._store, self._gate, self._now = home, store, gate, now
+        self._clock = clock
+        self._tries: dict[str, int] = {}  # by alert that waits
         self._carrier = carrier
         self._settings = VerificationSettings.of(home)
         self._facts = Facts(home, store, now)
@@ -274,19 +286,25 @@ class Watchman:
         with self._store.reading() as session:
             query = select(AlertRow).where(AlertRow.taken.is_(None)).order_by(AlertRow.created)
             waiting = [(row.digest, row.watch, row.notice) for row in session.scalars(query)]
-        done, away = 0, set[str]()  # banks that another alert could not reach just now
+        # The least tried first: one that its bank never takes looks as if the bank were away, and
+        # must not keep the bank's others from their turn.
+        self._tries = {digest: self._tries.get(digest, 0) for digest, _, _ in waiting}
+        waiting.sort(key=lambda item: self._tries[item[0]])
+        done, spent = 0, dict[str, float]()  # time on each bank; without end if it is away
         for digest, watch, kept in waiting:
-            bank = unkept(kept)[0].unverified(Alert).verifier
-            if bank in away:
+            bank, began = unkept(kept)[0].unverified(Alert).verifier, self._clock()
+            if spent.get(bank, 0.0) > PATIENCE_S:
                 continue
+            self._tries[digest] += 1
             try:
                 self._require_still_allowed(digest, watch)
                 self._send(digest, watch, kept)
                 done += 1
             except LianmoError as error:
                 if isinstance(error, Unavailable):
-                    away.add(bank)
+                    spent[bank] = math.inf
                 log.warning("alert not taken yet", extra={"alert": digest[:16], "why": error.what})
+            spent[bank] = spent.get(bank, 0.0) + self._clock() - began
         return done
 
     def _require_still_allowed(self, digest: str, watch: str) -> None:

@@ -12,12 +12,12 @@ from sqlalchemy import select
 
 from clients.audit import AuditLog
 from clients.store import AlertRow, WatchRow
-from clients.watcher import UNANSWERED, UNCONFIRMED
+from clients.watcher import UNANSWERED, UNCONFIRMED, Watcher
 from clients.watching import REMOVED
 from federation import sealing
 from federation.audit import Action, AuditEntry, Check, Reason, Result, verify_receipt
 from federation.envelope import sign
-from federation.errors import IntegrityError
+from federation.errors import IntegrityError, Unavailable
 from federation.objects import Usage, utc_text
 from federation.verification import WINDOW
 from federation.watch import EndNotice, EndReply, WatchEnd, WatchEnded
@@ -122,6 +122,45 @@ def test_a_sign_up_that_a_crash_cut_off_is_no_watch_on_either_side(world: WatchW
     assert world.watcher.tell_ends() == 1
     assert (world.watcher.get(watched.digest).ended, world.ended(watched)) == (UNANSWERED, REMOVED)
     assert world.months(2) == 0
+
+
+def test_a_watch_that_is_removed_while_it_is_signed_up_stays_removed(
+    world: WatchWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carry = world.ask_sealed
+
+    def removed(provider: str, sealed: bytes) -> bytes:
+        (one,) = [item for item in world.watcher.all() if item.ended == UNCONFIRMED]
+        monkeypatch.undo()
+        reply = carry(provider, sealed)
+        world.watcher.remove(one.digest)
+        return reply
+
+    monkeypatch.setattr(world, "ask_sealed", removed)
+    watched = world.watch()
+    assert (watched.ended, watched.is_told, world.ended(watched)) == (REMOVED, True, REMOVED)
+
+
+def test_an_owner_that_answers_nothing_holds_the_bank_up_once_a_round(
+    world: WatchWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = [world.watch().digest for _ in range(3)]
+    world.is_lost = True
+    assert not any(world.watcher.remove(digest).is_told for digest in digests)
+    world.is_lost, time = False, [0.0]
+    asked = []
+
+    def silent(provider: str, sealed: bytes) -> bytes:
+        asked.append(provider)
+        time[0] += 20
+        raise Unavailable("did not answer in time", party=provider)
+
+    bank, store = world.homes[BANK], world.stores[BANK]
+    monkeypatch.setattr(world, "ask_sealed", silent)
+    watcher = Watcher(bank, store, world, world.clock, clock=lambda: time[0])
+    assert (watcher.tell_ends(), asked) == (0, ["power"])
+    monkeypatch.undo()
+    assert watcher.tell_ends() == 3
 
 
 def test_the_bank_takes_no_alert_while_the_owner_is_still_to_be_told(world: WatchWorld) -> None:

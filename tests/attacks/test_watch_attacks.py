@@ -13,17 +13,19 @@ from sqlalchemy import select
 from clients import datasets
 from clients.audit import AuditLog
 from clients.forgetting import forget_old
+from clients.gate import Gate
 from clients.home import Home
 from clients.store import AlertRow, WatchRow
 from clients.verification_settings import VerificationSettings
 from clients.watching import Watchman
+from federation import sealing
 from federation.audit import Action, AuditEntry, Reason
 from federation.catalogue import Assurance
 from federation.enquiry import BIT
-from federation.errors import Refused
-from federation.objects import Purpose
+from federation.errors import Refused, Unavailable
+from federation.objects import Purpose, Usage
 from federation.tables import NumberColumn
-from federation.watch import Alert
+from federation.watch import Alert, AlertNotice
 from tests.acceptance.consent import Firm
 from tests.acceptance.scores import BANK, CODES, DATA, DATASET, FIELD, GRID, SETTINGS
 from tests.acceptance.watches import ROW, WatchWorld
@@ -113,6 +115,33 @@ def test_an_alert_that_waits_is_not_sent_once_the_grant_is_revoked(world: Runnin
         assert world.watchman().deliver() == 0
     assert not [frame for org, frame in world.frames if org == BANK]
     assert world.watcher.alerts(watched.digest) == []
+
+
+def test_a_bank_that_takes_nothing_holds_the_owner_up_once_a_round_and_each_alert_has_its_turn(
+    world: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = [world.watch().digest for _ in range(3)]
+    world.is_away = True
+    assert world.months(2) == 3
+    world.is_away, time = False, [0.0]
+    home, store = world.homes["power"], world.stores["power"]
+    tried: list[str] = []
+
+    def silent(bank: str, sealed: bytes) -> bytes:
+        key = world.homes[BANK].key(Usage.ENCRYPT)
+        content = sealing.unseal(sealing.ASK, sealed, sender="power", key=key)
+        tried.append(AlertNotice.from_bytes(content).alert.unverified(Alert).watch)
+        time[0] += 20
+        raise Unavailable("did not answer in time", party=bank)
+
+    gate = Gate(home, store, world.clock)
+    man = Watchman(home, store, gate, world, world.clock, clock=lambda: time[0])
+    monkeypatch.setattr(world, "ask_sealed", silent)
+    for count in (1, 2, 3):
+        assert (man.deliver(), len(tried)) == (0, count)
+    assert sorted(tried) == sorted(watched)
+    monkeypatch.undo()
+    assert man.deliver() == 3
 
 
 def test_an_alert_that_waits_is_not_sent_while_the_list_is_stale(world: Running) -> None:
