@@ -54,7 +54,9 @@ DEPARTMENTS = (
     Member("tax", "department", "Tax bureau (税务局)", 3),
     Member("market_regulation", "department", "Market regulation bureau (市场监管局)", 4),
 )
-MEANINGS = {  # what an owner calls its fields, as an approver reads them
+MEANINGS = {  # what an owner calls its fields, as an approver and a scored firm read them
+    "credit_limit": "授信额度",
+    **{f"bill_amount_{month}": f"{month} 个月前账单余额" for month in range(1, 7)},
     "sex": "法定代表人性别",
     "education": "法定代表人学历",
     "marriage": "法定代表人婚姻状况",
