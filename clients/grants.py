@@ -25,8 +25,9 @@ from clients.store import Store
 from clients.verification_settings import VerificationSettings
 from clients.witness_book import WitnessBook
 from federation import sealing
-from federation.audit import require_one_history, verify_receipt
+from federation.audit import Action, Result, require_one_history, verify_receipt
 from federation.catalogue import Assurance, Dataset, Question
+from federation.enquiry import Answered
 from federation.envelope import Envelope, parse, sign
 from federation.errors import IntegrityError, LianmoError, NotFound, Refused, UsageError
 from federation.grants import (
@@ -370,7 +371,9 @@ def read_notice(home: Home, content: bytes, now: datetime) -> UseNotice:
     except Refused:  # an enterprise need not know the witnesses' cards: then it is as one without
         receipt = receipt.model_copy(update={"status": "uncosigned"})
         proven = verify_receipt(receipt, home.trust())
-    if (proven.org, proven.entry.object, proven.entry.job) != (use.org, use.answer, use.grant):
+    entry, is_refused = proven.entry, use.result == Answered.REFUSED.value
+    fits = entry.action is Action.ANSWERED and (entry.outcome is Result.REFUSED) == is_refused
+    if not fits or (proven.org, entry.object, entry.job) != (use.org, use.answer, use.grant):
         raise IntegrityError("the receipt is of another answer", party=use.org)
     return notice.model_copy(update={"receipt": receipt})
 

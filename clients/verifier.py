@@ -24,6 +24,7 @@ from clients.store import EnquiryRow, Store, table_of
 from federation import sealing
 from federation.audit import Receipt, verify_receipt
 from federation.catalogue import Question
+from federation.completion import is_answer
 from federation.enquiry import Answered, Comparison
 from federation.envelope import Envelope, sign
 from federation.errors import IntegrityError, LianmoError, NotFound, Refused, UsageError
@@ -170,8 +171,10 @@ class Verifier:
             if reply.receipt is None:
                 raise IntegrityError("an answer without a receipt", party=request.provider)
             proven = verify_receipt(reply.receipt, trust)
-            fits = proven.org == request.provider and proven.entry.object == answer.digest()
-            if not fits or proven.origin != answer.log or proven.entry.job != request.grant:
+            entry, rests = proven.entry, (request.provider, answer.log, request.grant, answer.entry)
+            # an entry that says it was refused, or of something else, is none of the answer
+            fits = is_answer(entry) and entry.object == answer.digest()
+            if not fits or (proven.org, proven.origin, entry.job, entry.attempt) != rests:
                 raise IntegrityError("the receipt is of another answer", party=request.provider)
         return answer, reply
 

@@ -29,6 +29,7 @@ from clients.verifier import Carrier, Verifier, plain_question
 from clients.watching import ASKED, REMOVED
 from federation import sealing
 from federation.audit import Receipt, verify_receipt
+from federation.completion import is_answer
 from federation.enquiry import Answered
 from federation.envelope import parse, sign
 from federation.errors import Conflict, IntegrityError, LianmoError, NotFound, Refused, UsageError
@@ -335,7 +336,9 @@ class Watcher:
         if (asked.rule, asked.severity) != (alert.rule, alert.severity):
             raise IntegrityError("an alert of another rule than the watch's", party=alert.org)
         proven = verify_receipt(notice.receipt, trust)
-        if proven.org != alert.org or proven.entry.object != alert.digest():
+        entry, rests = proven.entry, (alert.org, alert.log, alert.grant, alert.entry)
+        fits = is_answer(entry) and entry.object == alert.digest()  # not of one that was withheld
+        if not fits or (proven.org, proven.origin, entry.job, entry.attempt) != rests:
             raise IntegrityError("the receipt is of another alert", party=alert.org)
         wanted = watched.ended in (None, UNCONFIRMED)
         if wanted:

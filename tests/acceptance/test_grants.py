@@ -28,7 +28,7 @@ from clients.consent import ConsentState
 from clients.store import StatusListRow
 from clients.verification import Parcel
 from federation import sealing
-from federation.audit import Action, Check, Reason, Result, verify_receipt
+from federation.audit import Action, AuditEntry, Check, Reason, Result, verify_receipt
 from federation.catalogue import Assurance
 from federation.enquiry import Answered
 from federation.envelope import Envelope, Signature, sign
@@ -530,6 +530,36 @@ def test_a13_an_answer_with_another_ones_receipt_is_not_believed(world: World) -
         sealed = sealing.seal(sealing.ANSWER, mixed.to_bytes(), sender="tax", recipient=spki)
         with pytest.raises(IntegrityError, match="receipt"):
             world.verifier().open(requests[0], sealed)
+
+
+REFUSED = {"outcome": Result.REFUSED, "check": Check.POLICY, "reason": Reason.DECLINED}
+
+
+@pytest.mark.parametrize("change", [REFUSED, {"action": Action.ASKED}])
+def test_a13_an_answer_that_the_owner_s_log_calls_something_else_is_not_believed(
+    world: World, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    """Else an owner's log could say that it refused what it answered."""
+    append = AuditLog.append
+
+    def otherwise(log: AuditLog, action: Action, digest: str, now: Any, **said: Any) -> AuditEntry:
+        if action is Action.ANSWERED:
+            action, said = change.get("action", action), said | change
+            said.pop("action", None)
+        return append(log, action, digest, now, **said)
+
+    grant = world.grant(max_uses=5)
+    request = world.request(grant)
+    with monkeypatch.context() as lying:
+        lying.setattr(AuditLog, "append", otherwise)
+        reply = world.answer_to(world.sealed(request, grant))
+    with pytest.raises(IntegrityError, match="receipt is of another answer"):
+        world.verifier().open(request, reply)
+    world.witnessed()
+    for item in world.told():
+        content = sealing.unseal(sealing.USE, item.sealed, sender="tax", key=world.firm.encrypt)
+        with pytest.raises(IntegrityError, match="receipt is of another answer"):
+            grants.read_notice(world.homes["platform"], content, world.now)
 
 
 # --- 14 -------------------------------------------------------------------------------------------

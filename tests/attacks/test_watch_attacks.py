@@ -16,15 +16,17 @@ from clients.forgetting import forget_old
 from clients.gate import Gate
 from clients.home import Home
 from clients.store import AlertRow, WatchRow
+from clients.verification import Parcel
 from clients.verification_settings import VerificationSettings
-from clients.watching import Watchman
+from clients.watching import Watchman, unkept
 from federation import sealing
-from federation.audit import Action, AuditEntry, Reason
+from federation.audit import Action, AuditEntry, Check, Reason, Result
 from federation.catalogue import Assurance
 from federation.enquiry import BIT
 from federation.errors import Refused, Unavailable
 from federation.objects import Purpose, Usage
 from federation.tables import NumberColumn
+from federation.verification import Denied
 from federation.watch import Alert, AlertNotice
 from tests.acceptance.consent import Firm
 from tests.acceptance.scores import BANK, CODES, DATA, DATASET, FIELD, GRID, SETTINGS
@@ -258,6 +260,28 @@ def offer(world: Running, bits: int) -> None:
     world.refresh()
     signed = datasets.sign_entry(home, store, name, world.now)
     assert datasets.is_in_force(store, signed)
+
+
+def test_an_alert_with_the_entry_of_its_withholding_is_not_taken(
+    world: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else an owner's log could say that it told nobody."""
+    watched, power = world.watch(), (world.homes["power"], world.stores["power"])
+    world.is_away = True
+    assert world.months(2) == 1
+    log = AuditLog(*power)
+    with world.stores["power"].reading() as session:
+        row = session.scalars(select(AlertRow).where(AlertRow.watch == watched.digest)).one()
+        digest, signed = row.digest, unkept(row.notice)[0]
+    denied = Denied(Check.IN_FORCE, Reason.REVOKED, "")
+    world.watchman()._withhold(digest, watched.request.grant, denied, world.now)
+    entry = log.entries()[-1]
+    assert (entry.object, entry.outcome) == (digest, Result.REFUSED)
+    notice = AlertNotice(alert=signed, receipt=log.receipt(entry.seq))
+    recipient = world.homes[BANK].key(Usage.ENCRYPT).spki
+    sealed = sealing.seal(sealing.ASK, notice.to_bytes(), sender="power", recipient=recipient)
+    assert world.taker().answer([Parcel("power", sealed)]) == [b""]
+    assert world.watcher.alerts(watched.digest) == []
 
 
 @pytest.mark.parametrize("said", [{"severity": "critical"}, {"rule": "court-order"}])
