@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -74,6 +74,7 @@ class SealedRelay:
         self._waiting: dict[str, deque[_Call]] = {}
         self._of_sender: Counter[tuple[str, str]] = Counter()
         self._wake: dict[str, asyncio.Event] = {}
+        self._newest: dict[str, object] = {}  # the poll of each provider that gets what comes
         self._seen: dict[str, float] = {}
         self._is_closed = False
 
@@ -102,15 +103,24 @@ class SealedRelay:
                 call.answer.set_exception(Unavailable(text, todo="ask again when it is back"))
                 call.answer.exception()  # whoever asked may be gone: nobody has to take it
 
-    async def take(self, provider: str, wait_s: float) -> list[ParcelEntry]:
-        """What waits for a provider, at most TAKE_MAX; waits for the first."""
+    async def take(
+        self, provider: str, wait_s: float, is_gone: Callable[[], Awaitable[bool]] | None = None
+    ) -> list[ParcelEntry]:
+        """What waits for a provider, at most TAKE_MAX; waits for the first.
+
+        is_gone: whether who asked has hung up. A node that was killed leaves a poll behind: what
+        comes then is its next process's, and not lost with the answer to the last one.
+        """
         self._seen[provider] = self._clock()
+        self._newest[provider] = mine = object()
         queue = self._waiting.setdefault(provider, deque())
         if not queue and wait_s > 0 and not self._is_closed:
             event = self._wake.setdefault(provider, asyncio.Event())
             event.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(event.wait(), wait_s)
+            if self._newest[provider] is not mine or (is_gone is not None and await is_gone()):
+                return []
             self._seen[provider] = self._clock()
         found: list[ParcelEntry] = []
         while queue and len(found) < TAKE_MAX:
@@ -179,9 +189,14 @@ def router(relay: SealedRelay, consents: Consents) -> APIRouter:
         return Response(await relay.ask(org, provider, sealed), media_type=SEALED_TYPE)
 
     @api.get("/sealed")
-    async def take(org: Caller, wait: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 0) -> Inbox:
+    async def take(
+        org: Caller,
+        request: Request,
+        wait: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 0,
+    ) -> Inbox:
         """Take the questions that wait for the caller; waits at most `wait` seconds for one."""
-        return Inbox(items=tuple(await relay.take(org, wait)))
+        await request.body()  # or it would be taken for a sign of life
+        return Inbox(items=tuple(await relay.take(org, wait, request.is_disconnected)))
 
     @api.post("/sealed", status_code=204)
     async def reply(org: Caller, body: Outbox) -> None:

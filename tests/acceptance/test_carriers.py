@@ -189,6 +189,62 @@ def test_the_same_bytes_are_the_same_question() -> None:
     assert asyncio.run(twice()) == (b"answer", b"answer", 1)
 
 
+def test_what_comes_after_a_killed_process_is_the_next_one_s() -> None:
+    async def run() -> list[int]:
+        relay = SealedRelay()
+
+        async def hung_up() -> bool:
+            return True
+
+        dead = asyncio.create_task(relay.take("tax", 5, hung_up))
+        await asyncio.sleep(0)
+        asking = asyncio.create_task(relay.ask("bank-a", "tax", b"frame"))
+        taken = [len(await dead)]
+        items = await relay.take("tax", 0)
+        taken.append(len(items))
+        relay.reply("tax", items[0].id, b"answer")
+        assert await asking == b"answer"
+        # nor does an older poll, whose end nobody has noticed, get what a newer one waits for
+        polls = [asyncio.create_task(relay.take("tax", 5)) for _ in range(2)]
+        await asyncio.sleep(0)
+        again = asyncio.create_task(relay.ask("bank-a", "tax", b"another"))
+        taken += [len(await poll) for poll in polls]
+        again.cancel()
+        return taken
+
+    assert asyncio.run(run()) == [0, 1, 0, 1]
+
+
+def test_over_http_a_poll_that_was_hung_up_takes_nothing(world: World, tmp_path: Path) -> None:
+    async def run(store: ServerStore) -> None:
+        relay, gone = SealedRelay(), asyncio.Event()
+        app = FastAPI()
+        app.include_router(relaying.router(relay, consents(world, store)))
+        asked = [{"type": "http.request", "body": b"", "more_body": False}]
+
+        async def receive() -> Any:
+            if asked:
+                return asked.pop()
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            pass
+
+        scope = {"type": "http", "method": "GET", "path": "/sealed", "query_string": b"wait=5"}
+        call = asyncio.create_task(app(scope | {"headers": [], ORG_KEY: "tax"}, receive, send))
+        while not relay._wake:
+            await asyncio.sleep(0.01)
+        gone.set()
+        asking = asyncio.create_task(relay.ask("bank-a", "tax", b"question"))
+        await call
+        assert len(await relay.take("tax", 0)) == 1
+        asking.cancel()
+
+    with closing(ServerStore(f"sqlite:///{tmp_path / 'c.db'}")) as store:
+        asyncio.run(run(store))
+
+
 def test_queues_end_and_an_absent_provider_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relaying, "QUEUE_OF_SENDER", 2)
     monkeypatch.setattr(relaying, "ASK_TIMEOUT_S", 0.05)
