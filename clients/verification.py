@@ -322,7 +322,7 @@ class Provider:
                 raise Denied(Check.VALUE, Reason.of(error), error.what) from None
             except LianmoError as error:
                 raise Denied(Check.VALUE, Reason.of(error), error.what) from None
-            except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            except (ArithmeticError, LookupError, OSError, TypeError, ValueError) as error:
                 log.error("value not answered", extra={"error": type(error).__name__})
                 raise Denied(Check.VALUE, Reason.OTHER, "the value cannot be compared") from None
         except Denied as error:

@@ -132,7 +132,7 @@ class Watchman:
                 found += self._evaluate(due)
             except LianmoError as error:
                 why = error.what
-            except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            except (ArithmeticError, LookupError, OSError, TypeError, ValueError) as error:
                 # a value of any shape stands in the data: one must not end the round for all
                 why = type(error).__name__
             if why:
