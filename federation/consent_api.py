@@ -11,10 +11,12 @@ from federation.api import Body
 from federation.envelope import Base64Bytes, Envelope
 from federation.grants import BySubject, Listed
 from federation.objects import Digest, KeyId, OrgId
-from federation.sealing import MAX_SEALED
+from federation.sealing import LEAST, MAX_SEALED, OVERHEAD, USE
 
 TAKE_MAX = 64  # parcels handed out at once
 ASK_TIMEOUT_S = 20.0  # below the clients' read timeout
+
+NOTICE_MAX = 2 * LEAST[USE] + OVERHEAD  # a receipt with all its cosignatures needs half of it
 
 Sealed = Annotated[Base64Bytes, Field(max_length=MAX_SEALED, repr=False)]
 
@@ -44,7 +46,7 @@ class NoticeBody(Body):
     """A sealed receipt for whoever has the private half of this key."""
 
     mailbox: KeyId
-    sealed: Sealed
+    sealed: Annotated[Base64Bytes, Field(max_length=NOTICE_MAX, repr=False)]
 
 
 class Outbox(Body):

@@ -132,7 +132,7 @@ class Consents:
         Refused for organisations that answer nobody: which firm has revoked something is a fact
         about it, and a list's entries are known to all.
         """
-        if Usage.ANSWER not in USAGES[self._trust().card(org).org_kind]:
+        if not self._answers(org):
             todo = "ask for events of the grants that are here: `lianmo grant sync` does"
             raise Refused("only owners of data get all events", party=org, todo=todo)
         with self._store.read() as session:
@@ -147,6 +147,9 @@ class Consents:
             query = sa.select(GrantEventRow.bundle).where(GrantEventRow.consent.in_(grants))
             rows = session.scalars(query.order_by(GrantEventRow.created)).all()
         return tuple(BySubject.from_json(row) for row in rows)
+
+    def _answers(self, org: str) -> bool:
+        return Usage.ANSWER in USAGES[self._trust().card(org).org_kind]
 
     def status(self) -> Envelope:
         """The newest list; a new one where something happened, or the last one is not new."""
@@ -185,7 +188,9 @@ class Consents:
                 return envelope
 
     def keep_notices(self, org: str, notices: Sequence[NoticeBody]) -> None:
-        """Keep sealed receipts for their subjects."""
+        """Keep sealed receipts for their subjects; Refused for who answers nobody."""
+        if not self._answers(org):
+            raise Refused("only owners of data leave receipts of uses", party=org)
         now = self._now()
         with self._store.write() as session:
             session.execute(sa.delete(NoticeRow).where(NoticeRow.created < now - NOTICES_KEPT))

@@ -48,6 +48,7 @@ from server.consents import Consents
 QUEUE_MAX = 1024  # questions that wait for one provider
 QUEUE_OF_SENDER = 256  # of these, one sender's
 REMEMBERED_S = 60.0  # an answered question, for a repeat of the very same bytes
+REMEMBERED_BYTES = 64 << 20  # of answers to one sender: it may have a friend that answers
 AWAY_S = 40.0  # a provider that did not ask for so long is away
 SEALED_TYPE = "application/octet-stream"
 
@@ -70,7 +71,8 @@ class SealedRelay:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._calls: dict[str, _Call] = {}
-        self._finished: deque[_Call] = deque()
+        self._finished: dict[str, deque[_Call]] = {}  # by sender, the first finished first
+        self._remembered: Counter[str] = Counter()  # bytes of these
         self._waiting: dict[str, deque[_Call]] = {}
         self._of_sender: Counter[tuple[str, str]] = Counter()
         self._wake: dict[str, asyncio.Event] = {}
@@ -137,7 +139,11 @@ class SealedRelay:
         if call is not None and call.provider == provider and not call.answer.done():
             call.answer.set_result(sealed)
             call.done = self._clock()
-            self._finished.append(call)
+            finished = self._finished.setdefault(call.sender, deque())
+            finished.append(call)
+            self._remembered[call.sender] += len(sealed)
+            while self._remembered[call.sender] > REMEMBERED_BYTES:
+                self._forget_first(finished)
 
     def _enter(self, name: str, sender: str, provider: str, sealed: bytes) -> _Call:
         seen = self._seen.get(provider)
@@ -164,10 +170,15 @@ class SealedRelay:
 
     def _forget(self) -> None:
         limit = self._clock() - REMEMBERED_S
-        while self._finished and (self._finished[0].done or 0) < limit:
-            old = self._finished.popleft()
-            if self._calls.get(old.id) is old:
-                del self._calls[old.id]
+        for finished in self._finished.values():
+            while finished and (finished[0].done or 0) < limit:
+                self._forget_first(finished)
+
+    def _forget_first(self, finished: deque[_Call]) -> None:
+        old = finished.popleft()
+        self._remembered[old.sender] -= len(old.answer.result())
+        if self._calls.get(old.id) is old:
+            del self._calls[old.id]
 
 
 def router(relay: SealedRelay, consents: Consents) -> APIRouter:

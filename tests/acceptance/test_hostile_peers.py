@@ -19,6 +19,7 @@ import pytest
 from pydantic import ValidationError
 
 import server.consents
+import server.verification
 from clients import datasets, grants, verification
 from clients.consent import Consents
 from clients.lookup import Lookup, OneValue
@@ -27,7 +28,7 @@ from clients.verification import Parcel, Rates
 from federation import sealing
 from federation.audit import Check, Reason
 from federation.catalogue import Assurance, Dataset, Enquiry, Field, Question
-from federation.consent_api import NoticeBody, Outbox, Taken
+from federation.consent_api import NOTICE_MAX, NoticeBody, Outbox, Taken
 from federation.enquiry import Answered
 from federation.envelope import Envelope, sign
 from federation.errors import IntegrityError, Refused, Unavailable
@@ -167,6 +168,23 @@ def test_a_value_that_no_answer_can_hold_costs_nobody_else_an_answer(
         return OneValue(value, found.snapshot, found.as_of) if column == "district" else found
 
     monkeypatch.setattr(Lookup, "value", poisoned)
+    assert together(world, world.sealed(world.request(grant), grant)) is Answered.MATCH
+    last = world.refusals()[-1]
+    assert (last.check, last.reason, world.uses(grant)) == (Check.VALUE, Reason.OTHER, 1)
+
+
+def test_a_file_that_cannot_be_read_costs_nobody_else_an_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant = world.grant(field="district", channel="query")
+    look = Lookup.value
+
+    def broken(self: Lookup, column: str, subject: str) -> OneValue:
+        if column == "district":
+            raise OSError(5, "Input/output error")
+        return look(self, column, subject)
+
+    monkeypatch.setattr(Lookup, "value", broken)
     assert together(world, world.sealed(world.request(grant), grant)) is Answered.MATCH
     last = world.refusals()[-1]
     assert (last.check, last.reason, world.uses(grant)) == (Check.VALUE, Reason.OTHER, 1)
@@ -492,6 +510,43 @@ def test_the_coordinator_keeps_no_question_that_was_taken() -> None:
         assert await relay.ask("bank-a", "tax", b"x" * 2048) == b"answer"
 
     asyncio.run(asked_and_answered())
+
+
+def test_two_that_answer_each_other_do_not_fill_the_coordinator_s_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server.verification, "REMEMBERED_BYTES", 1000)
+
+    async def answered(relay: SealedRelay, sender: str, question: bytes, answer: bytes) -> None:
+        waiting = asyncio.create_task(relay.ask(sender, "tax", question))
+        await asyncio.sleep(0)
+        (entry,) = await relay.take("tax", 0)
+        relay.reply("tax", entry.id, answer)
+        assert await waiting == answer
+
+    async def flood() -> None:
+        relay = SealedRelay()
+        await relay.take("tax", 0)
+        await answered(relay, "bank-b", b"q", b"b" * 300)
+        for number in range(10):
+            await answered(relay, "bank-a", b"q%d" % number, b"a" * 300)
+        kept = [(call.sender, len(call.answer.result())) for call in relay._calls.values()]
+        assert sorted(kept) == [("bank-a", 300)] * 3 + [("bank-b", 300)]
+        assert await relay.ask("bank-b", "tax", b"q") == b"b" * 300
+
+    asyncio.run(flood())
+
+
+@pytest.mark.parametrize("org", ["bank-a", "platform"])
+def test_only_who_answers_leaves_something_in_a_firm_s_mailbox(
+    world: World, desk: ServerConsents, org: str
+) -> None:
+    notice = NoticeBody(mailbox=world.firm.encrypt.key_id, sealed=b"x" * NOTICE_MAX)
+    with pytest.raises(Refused, match="only owners"):
+        desk.keep_notices(org, [notice])
+    desk.keep_notices("tax", [notice])
+    with pytest.raises(ValidationError):
+        NoticeBody(mailbox=notice.mailbox, sealed=b"x" * (NOTICE_MAX + 1))
 
 
 def test_the_notice_says_that_each_holder_counts_for_itself(world: World) -> None:
