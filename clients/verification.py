@@ -226,7 +226,7 @@ class Provider:
             if reply_key is None:  # refused like anything else: silence would say that 1 to 10 held
                 raise Denied(Check.VERIFIER, Reason.SIGNER, "the reply key is not the verifier's")
             work.reply_key = reply_key
-            self._rates.require(asked.request, now)
+            self._rates.ask(asked.request.verifier, now)
             work.asked = asked
         except Denied as error:
             work.denied = error
@@ -272,6 +272,7 @@ class Provider:
 
     def _debit(self, work: _Work, asked: Asked[Any], now: datetime) -> None:
         grant, digest = asked.grant, asked.grant_digest
+        self._rates.require_subject(grant.subject, now)
         uses, last = self._debits.uses(digest)
         if uses >= grant.max_uses:
             raise Denied(Check.BUDGET, Reason.USES, "the grant is used up")
@@ -303,6 +304,7 @@ class Provider:
             )
             intents.append(entry.seq)
         work.debits, work.intents = debits, tuple(intents)
+        self._rates.admit(grant.subject, now)
 
     # --- 13 and 14 --------------------------------------------------------------------------------
 
@@ -438,7 +440,11 @@ ROOM = 100_000  # verifiers and subjects that rates are kept of before those of 
 
 
 class Rates:
-    """How often a verifier may ask, and how often one subject may be asked about; in memory."""
+    """How often a verifier may ask, and how often one subject may be asked about; in memory.
+
+    Of a subject what was admitted counts: what is refused costs the asker no use, and a bank whose
+    grant is used up, or a carrier that repeats frames, must not use up the questions of others.
+    """
 
     def __init__(self, verifier_per_minute: int, subject_per_hour: int) -> None:
         self._limits = (
@@ -448,16 +454,29 @@ class Rates:
         self._seen: dict[tuple[int, str], deque[datetime]] = {}
         self._room = ROOM
 
-    def require(self, request: Asking, now: datetime) -> None:
-        """Count the request; raises Denied (10) beyond a limit."""
-        for number, name in enumerate((request.verifier, request.subject)):
-            window, most = self._limits[number]
-            times = self._seen.setdefault((number, name), deque())
-            while times and times[0] <= now - window:
-                times.popleft()
-            if len(times) >= most:
-                raise Denied(Check.POLICY, Reason.RATE, "asked too often")
-            times.append(now)
+    def ask(self, verifier: str, now: datetime) -> None:
+        """Count a verifier's request; raises Denied (10) beyond the limit."""
+        self._require(0, verifier, now)
+        self._count(0, verifier, now)
+
+    def require_subject(self, subject: str, now: datetime) -> None:
+        """Raises Denied (10) if too much was admitted on a subject."""
+        self._require(1, subject, now)
+
+    def admit(self, subject: str, now: datetime) -> None:
+        """Count a request that was admitted."""
+        self._count(1, subject, now)
+
+    def _require(self, number: int, name: str, now: datetime) -> None:
+        window, most = self._limits[number]
+        times = self._seen.get((number, name), deque())
+        while times and times[0] <= now - window:
+            times.popleft()
+        if len(times) >= most:
+            raise Denied(Check.POLICY, Reason.RATE, "asked too often")
+
+    def _count(self, number: int, name: str, now: datetime) -> None:
+        self._seen.setdefault((number, name), deque()).append(now)
         if len(self._seen) > self._room:
             self._seen = {
                 (number, name): times

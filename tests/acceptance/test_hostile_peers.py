@@ -460,11 +460,32 @@ def test_rates_forget_whom_nobody_asks_about_any_more(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verification, "ROOM", 10)
-    rates, asked = Rates(1000, 1000), world.request(world.grant())
+    rates = Rates(1000, 1000)
     for row, code in enumerate(CODES[:50]):
-        request = asked.model_copy(update={"subject": code.decode()})
-        rates.require(request, NOW + timedelta(hours=row))
+        now = NOW + timedelta(hours=row)
+        rates.ask("bank-a", now)
+        rates.require_subject(code.decode(), now)
+        rates.admit(code.decode(), now)
     assert len(rates._seen) <= 11  # the bank's, and those of the last hours
+
+
+def test_a_bank_whose_grant_is_used_up_uses_up_no_other_s_questions(world: World) -> None:
+    world.provider._rates = Rates(verifier_per_minute=1000, subject_per_hour=3)
+    spent, other = world.grant(max_uses=1), world.grant(grantee="bank-b")
+    assert world.ask(spent).result is Answered.MATCH
+    for _ in range(5):
+        assert world.ask(spent).result is Answered.REFUSED
+        assert world.refusals()[-1].reason is Reason.USES
+    assert world.ask(other).result is Answered.MATCH
+
+
+def test_a_carrier_that_repeats_a_frame_uses_up_nobody_s_questions(world: World) -> None:
+    world.provider._rates = Rates(verifier_per_minute=1000, subject_per_hour=2)
+    grant, other = world.grant(), world.grant(grantee="bank-b")
+    frame = world.sealed(world.request(grant), grant)
+    world.provider.answer([Parcel("bank-a", frame)] * 5)
+    assert [entry.reason for entry in world.refusals()] == [Reason.REPLAYED] * 4
+    assert world.ask(other).result is Answered.MATCH
 
 
 def field(**changes: Any) -> Field:
