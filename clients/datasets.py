@@ -27,7 +27,7 @@ from federation import keyring
 from federation.audit import Action
 from federation.catalogue import CATALOGUE_USAGE, Dataset, Field, FieldType
 from federation.envelope import Envelope, sign
-from federation.errors import Conflict, LianmoError, UsageError
+from federation.errors import Conflict, LianmoError, Refused, UsageError
 from federation.identity import PrivateKey
 from federation.objects import ObjectName, utc_text
 from federation.persons import distinct, needed_for_entry
@@ -240,17 +240,21 @@ def sign_entry(
         half = waiting.unverified(Dataset) if waiting is not None else None
         if half is None or half.previous != stored.digest or not _says(content, half):
             waiting = None  # signed before the draft was changed: that signature is on other words
-            half = Dataset.model_validate(
-                content | {"created": utc_text(now), "previous": stored.digest}
-            )
+        fresh = Dataset.model_validate(
+            content | {"created": utc_text(now), "previous": stored.digest}
+        )
     except ValidationError as error:
         raise UsageError(f"the entry of dataset {name}: {explain(error)}") from None
-    envelope = sign(half, key or home.key(CATALOGUE_USAGE))
-    if waiting is not None:
-        new = {item.keyid for item in envelope.signatures}
-        kept = tuple(item for item in waiting.signatures if item.keyid not in new)
-        envelope = envelope.model_copy(update={"signatures": kept + envelope.signatures})
-    signed = home.trust().verify(envelope, Dataset, CATALOGUE_USAGE, now, home.org)
+    signing, trust = key or home.key(CATALOGUE_USAGE), home.trust()
+    envelope = sign(fresh, signing) if waiting is None else _joined(waiting, signing)
+    try:
+        signed = trust.verify(envelope, Dataset, CATALOGUE_USAGE, now, home.org)
+    except Refused:
+        # one of the two keys is not in force on that entry: revoked since, or younger than it; then
+        # this person is the first one to sign it anew
+        envelope = sign(fresh, signing)
+        signed = trust.verify(envelope, Dataset, CATALOGUE_USAGE, now, home.org)
+    half = signed.object
     if distinct(signed.holders) < needed_for_entry(half, old):
         _pending(home, name).parent.mkdir(mode=keyring.DIRECTORY_MODE, exist_ok=True)
         keyring.write(_pending(home, name), envelope.to_json(), keyring.SECRET_MODE)
@@ -261,6 +265,14 @@ def sign_entry(
         audit.append(Action.CATALOGUE_SIGNED, half.digest(), now, actor=CATALOGUE_USAGE)
     _pending(home, name).unlink(missing_ok=True)
     return envelope
+
+
+def _joined(waiting: Envelope, key: PrivateKey) -> Envelope:
+    """What waits, with this signature too."""
+    envelope = sign(waiting.unverified(Dataset), key)
+    new = {item.keyid for item in envelope.signatures}
+    kept = tuple(item for item in waiting.signatures if item.keyid not in new)
+    return envelope.model_copy(update={"signatures": kept + envelope.signatures})
 
 
 def is_in_force(store: Store, envelope: Envelope) -> bool:

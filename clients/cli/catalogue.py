@@ -94,6 +94,7 @@ def publish(
     from clients.coordinator_client import CoordinatorClient
     from clients.store import opened
     from federation.catalogue import Dataset
+    from federation.objects import Usage
 
     home = open_home()
     with opened(home.database_url) as store, CoordinatorClient(home) as client:
@@ -106,11 +107,15 @@ def publish(
     if is_in_force:
         text = f"{dataset} is published: {entry.digest()}"
     else:
-        text = f"{dataset} is signed by one person, and not published yet: {entry.digest()}"
+        signed = home.trust().verify(envelope, Dataset, Usage.APPROVE, datetime.now(UTC))
+        by = " and ".join(signed.holders)
+        text = f"{dataset} is signed by {by}, and not published yet: {entry.digest()}"
     emit(result | {"published": is_in_force}, as_json, text)
     if not is_in_force:
         say("fields of level L3 and above take two: another person signs the same with")
-        say(f"`lianmo catalogue publish {dataset} --key FILE`")
+        say(
+            f"`lianmo catalogue publish {dataset} --key FILE`, or without --key with the home's key"
+        )
 
 
 @app.command("list")
@@ -150,10 +155,22 @@ def _show(entry: StoredEntry, as_json: bool) -> None:
         cells = [
             [_cell(field.get(name, field["name"])) for name in names] for field in _fields(draft)
         ]
-        return "\n".join([*lines, table(names, cells)])
+        return "\n".join([*lines, table(names, cells), *_words(draft)])
 
     plain = {"dataset": entry.dataset, "digest": entry.digest, "published": entry.published}
     emit(plain | {"draft": draft}, as_json, human)
+
+
+def _words(draft: Mapping[str, Any]) -> list[str]:
+    """What stands of each field besides the table: what firms read, and what may be asked."""
+    lines = []
+    for field in draft["fields"]:
+        if field.get("description"):
+            lines.append(f"{field['name']}: {field['description']}")
+        if said := field.get("enquiry"):
+            shown = ((name.replace("_", " "), _cell(value)) for name, value in said.items())
+            lines.append(f"{field['name']} may be asked: " + "; ".join(map(" ".join, shown)))
+    return lines
 
 
 def _fields(draft: Mapping[str, Any]) -> list[dict[str, Any]]:

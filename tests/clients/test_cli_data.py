@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from federation.catalogue import CATALOGUE_USAGE, Dataset
 from federation.codes import code_for_row
 from federation.envelope import Envelope
 from federation.errors import Conflict, UsageError
+from federation.identity import PrivateKey
 from tests.clients.persons import certified
 
 NOW = datetime.now(UTC)
@@ -279,6 +280,42 @@ def test_an_entry_is_signed_by_the_owner_with_what_was_said(payments: Shell) -> 
     shown = payments("catalogue", "show", "payments")
     assert entry.digest() in shown
     assert payments.json("catalogue", "show", "payments")["digest"] == entry.digest()
+
+
+def test_a_person_whose_key_is_younger_than_the_first_signature_signs_anew(payments: Shell) -> None:
+    """And the first one once more: else nobody could publish before somebody changes a word."""
+    words(payments)
+    begun = datetime.now(UTC)
+    with opened(payments.home.database_url) as store:
+
+        def signed(seconds: int, key: PrivateKey | None = None) -> Envelope:
+            now = begun + timedelta(seconds=seconds)
+            return datasets.sign_entry(payments.home, store, "payments", now, key)
+
+        first = signed(0)
+        key = certified(payments.home, store, "Li Na", begun + timedelta(seconds=10))
+        second = signed(20, key)
+        assert not datasets.is_in_force(store, second)
+        assert [item.keyid for item in second.signatures] == [key.key_id]
+        third = signed(30)
+        assert datasets.is_in_force(store, third)
+        assert len(third.signatures) == 2
+        assert third.unverified(Dataset).digest() != first.unverified(Dataset).digest()
+
+
+def test_what_a_second_person_signs_is_shown_with_its_questions(
+    payments: Shell, tmp_path: Path
+) -> None:
+    file = tmp_path / "catalogue.toml"
+    file.write_text(
+        '[fields.paid]\nops = ["verify"]\ndescription = "上月缴纳税额"\n'
+        'enquiry = { ops = ["compare"], grid = ["100", "5000"], bits_budget = 7 }\n'
+    )
+    payments("catalogue", "set", "payments", "--file", file)
+    shown = payments("catalogue", "show", "payments")
+    assert "paid: 上月缴纳税额" in shown
+    line = next(line for line in shown.splitlines() if line.startswith("paid may be asked"))
+    assert all(words in line for words in ("ops compare", "grid 100, 5000", "bits budget 7"))
 
 
 def test_an_entry_is_signed_anew_only_when_it_says_something_else(payments: Shell) -> None:
