@@ -1,8 +1,9 @@
 """The bank's own HTTP API, for its systems: on a Unix socket of the home or on loopback, with a
 token out of a file that only the node's account can read.
 
-POST carries an `Idempotency-Key`: one question for one key, whatever happens. A question whose
-outcome a crash has hidden is not put again under the same key, as it may have cost a use.
+POST carries an `Idempotency-Key`, or is refused: one question for one key, whatever happens. A
+question whose outcome a crash has hidden is not put again under the same key, as it may have cost a
+use; one without a key would be put, and cost, as often as a system repeats it.
 Every answer that is not 2xx is an RFC 9457 problem without value, path, SQL or stack.
 """
 
@@ -44,7 +45,17 @@ from federation.enquiry import Answered, Comparison
 from federation.errors import LianmoError, Refused, Unavailable
 from federation.grants import GRANT_LIFE, Channel, State
 from federation.keyring import SECRET_MODE, require_mode, write_once
-from federation.objects import Digest, FieldName, Name, ObjectName, OrgId, Purpose, Time, utc_text
+from federation.objects import (
+    Digest,
+    DigestBegin,
+    FieldName,
+    Name,
+    ObjectName,
+    OrgId,
+    Purpose,
+    Time,
+    utc_text,
+)
 from federation.problems import handlers, plain_problem
 from federation.request_body import read_body, replay_body
 
@@ -65,7 +76,7 @@ HEADERS = (
 class VerificationBody(Body):
     """One question on one enterprise, under its grant."""
 
-    grant: Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]
+    grant: DigestBegin
     provider: OrgId
     dataset: ObjectName
     field: FieldName
@@ -147,7 +158,7 @@ class HealthEntry(Body):
 
 
 IdempotencyKey = Annotated[
-    str | None,
+    str,
     Header(alias="Idempotency-Key", pattern=r"^[A-Za-z0-9_-]{16,64}$"),
 ]
 Limit = Annotated[int, Query(ge=1, le=200)]
@@ -175,7 +186,7 @@ def create_app(
         return HealthEntry(org=home.org, version=version("lianmo"), time=utc_text(now()))
 
     @api.post("/verifications", status_code=201, response_model=VerificationEntry)
-    def verify(body: VerificationBody, key: IdempotencyKey = None) -> Response:
+    def verify(body: VerificationBody, key: IdempotencyKey) -> Response:
         """Put one question on one enterprise; `refused` is an answer like the others."""
 
         def effect() -> tuple[int, Body]:
@@ -184,7 +195,7 @@ def create_app(
         return once.serve("verifications", key, body, effect)
 
     @api.post("/verifications/batches", status_code=200, response_model=BatchAnswer)
-    def verify_batch(body: BatchBody, key: IdempotencyKey = None) -> Response:
+    def verify_batch(body: BatchBody, key: IdempotencyKey) -> Response:
         """Put several questions; each ends by itself, well or not."""
 
         def effect() -> tuple[int, Body]:
@@ -274,11 +285,9 @@ class Once:
         self._end_interrupted()
 
     def serve(
-        self, path: str, key: str | None, body: Body, effect: Callable[[], tuple[int, Body]]
+        self, path: str, key: str, body: Body, effect: Callable[[], tuple[int, Body]]
     ) -> Response:
         """Do it, or give the answer that the same request had."""
-        if key is None:
-            return _response(*effect())
         content = f"{path}\0{body.model_dump_json()}".encode()
         fingerprint = hashlib.sha256(content).hexdigest()
         if (known := self._claim(key, fingerprint)) is not None:
@@ -337,10 +346,6 @@ class Once:
                 .where(IdempotencyRow.status.is_(None))
                 .values(status=503, content_type=PROBLEM_TYPE, body=self._interrupted)
             )
-
-
-def _response(status: int, body: Body) -> Response:
-    return Response(body.model_dump_json(), status, media_type="application/json")
 
 
 _INTERRUPTED = Unavailable(

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from clients.scorer import Scored, Scorer, Wanted, plain
 from federation.api import Body, Page, Problem, problem_of
 from federation.errors import LianmoError
-from federation.objects import Date, Digest, FieldName, Name, ObjectName, Time, Uscc
+from federation.objects import Date, Digest, DigestBegin, FieldName, Name, ObjectName, Time, Uscc
 from federation.scoring import ScoreReason, ScoreSource
 
 if TYPE_CHECKING:
@@ -19,15 +19,13 @@ if TYPE_CHECKING:
 
 MAX_BATCH = 100
 # here and not inside of `add`: FastAPI looks annotations up among the module's names
-IdempotencyKey = Annotated[
-    str | None, Header(alias="Idempotency-Key", pattern=r"^[A-Za-z0-9_-]{16,64}$")
-]
+IdempotencyKey = Annotated[str, Header(alias="Idempotency-Key", pattern=r"^[A-Za-z0-9_-]{16,64}$")]
 
 
 class ScoreBody(Body):
     """One enterprise to score, under its grant; `own`: features of the bank as stated."""
 
-    grant: Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]
+    grant: DigestBegin
     applicant: Uscc
     own: dict[FieldName, Annotated[float, Field(allow_inf_nan=False)] | Name | None] = Field(
         default_factory=dict, max_length=256, repr=False
@@ -88,7 +86,7 @@ def add(api: APIRouter, scorer: Scorer, once: Once) -> None:
     """The endpoints of scores."""
 
     @api.post("/scores", status_code=201, response_model=ScoreEntry)
-    def score(body: ScoreBody, key: IdempotencyKey = None) -> Response:
+    def score(body: ScoreBody, key: IdempotencyKey) -> Response:
         """Score one enterprise; a department that refuses ends the whole score."""
 
         def effect() -> tuple[int, Body]:
@@ -97,7 +95,7 @@ def add(api: APIRouter, scorer: Scorer, once: Once) -> None:
         return once.serve("scores", key, body, effect)
 
     @api.post("/scores/batches", status_code=200, response_model=ScoreBatch)
-    def score_batch(body: ScoreBatchBody, key: IdempotencyKey = None) -> Response:
+    def score_batch(body: ScoreBatchBody, key: IdempotencyKey) -> Response:
         """Score several enterprises; each ends by itself, well or not."""
 
         def effect() -> tuple[int, Body]:

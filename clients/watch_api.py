@@ -17,7 +17,16 @@ from federation.api import Body, Page
 from federation.catalogue import Period, Question
 from federation.enquiry import Comparison
 from federation.errors import NotFound, UsageError
-from federation.objects import Date, Digest, FieldName, Name, ObjectName, OrgId, Time
+from federation.objects import (
+    Date,
+    Digest,
+    DigestBegin,
+    FieldName,
+    Name,
+    ObjectName,
+    OrgId,
+    Time,
+)
 from federation.watch import DEBOUNCE_MAX_S, Severity
 
 if TYPE_CHECKING:
@@ -25,9 +34,7 @@ if TYPE_CHECKING:
 
 ALERTS_SHOWN = 200  # with their watch; `GET /v1/alerts` has the others
 # here and not inside of `add`: FastAPI looks annotations up among the module's names
-IdempotencyKey = Annotated[
-    str | None, Header(alias="Idempotency-Key", pattern=r"^[A-Za-z0-9_-]{16,64}$")
-]
+IdempotencyKey = Annotated[str, Header(alias="Idempotency-Key", pattern=r"^[A-Za-z0-9_-]{16,64}$")]
 Id = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Cursor = Annotated[str | None, Query(max_length=160)]
 Limit = Annotated[int, Query(ge=1, le=200)]
@@ -36,7 +43,7 @@ Limit = Annotated[int, Query(ge=1, le=200)]
 class WatchBody(Body):
     """A rule whose start the bank wants to be told of, under the enterprise's grant."""
 
-    grant: Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]
+    grant: DigestBegin
     provider: OrgId
     rule: ObjectName
     dataset: ObjectName
@@ -132,7 +139,7 @@ def add(api: APIRouter, watcher: Watcher, once: Once) -> None:
     """The endpoints of watches."""
 
     @api.post("/watches", status_code=201, response_model=WatchEntry)
-    def watch(body: WatchBody, key: IdempotencyKey = None) -> Response:
+    def watch(body: WatchBody, key: IdempotencyKey) -> Response:
         """Ask an owner to tell this bank when a rule starts to hold; costs a use of the grant."""
 
         def effect() -> tuple[int, Body]:
@@ -156,7 +163,7 @@ def add(api: APIRouter, watcher: Watcher, once: Once) -> None:
         return WatchHistory(**_plain(found), alerts=tuple(map(AlertEntry.of, told)))
 
     @api.post("/watches/{id}/end", response_model=WatchEntry)
-    def end(id: Id, key: IdempotencyKey = None) -> Response:
+    def end(id: Id, key: IdempotencyKey) -> Response:
         """Take no more alerts, and tell the owner to look no more; again tells it again."""
 
         def effect() -> tuple[int, Body]:

@@ -90,6 +90,7 @@ Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Uscc = Annotated[
     str, StringConstraints(pattern=r"^[0-9A-HJ-NPQRTUWXY]{18}$"), AfterValidator(_uscc)
 ]
+DigestBegin = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8,64}$")]  # as people give it
 KeyId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 AlgorithmName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$")]
 Base64 = Annotated[str, StringConstraints(max_length=4096), AfterValidator(_base64)]

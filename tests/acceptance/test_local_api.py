@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import socket
 import stat
 import threading
@@ -38,7 +39,9 @@ class Client:
 
     async def _send(self, method: str, path: str, how: dict[str, Any]) -> httpx.Response:
         transport = httpx.ASGITransport(self._app, raise_app_exceptions=False)
-        headers = {"authorization": f"Bearer {TOKEN}"} | how.pop("headers", {})
+        usual = {"authorization": f"Bearer {TOKEN}", "Idempotency-Key": secrets.token_hex(16)}
+        given = usual | how.pop("headers", {})
+        headers = {name: value for name, value in given.items() if value is not None}
         async with httpx.AsyncClient(transport=transport, base_url="http://node") as client:
             return await client.request(method, path, headers=headers, **how)
 
@@ -120,6 +123,15 @@ def test_a_batch_goes_on_where_one_question_fails(api: Api) -> None:
         i["verification"]["result"] if i["verification"] else i["problem"]["status"] for i in found
     ]
     assert words == ["match", 404, "no_match", "refused"]
+
+
+@pytest.mark.parametrize("key", [None, "", "short", "with spaces " * 2])
+def test_a51_what_comes_without_a_key_is_not_asked(api: Api, key: str | None) -> None:
+    for body, path in ((api.body(), ""), ({"items": [api.body()]}, "/batches")):
+        headers = {"Idempotency-Key": key}
+        answer = api.client.post(f"/v1/verifications{path}", json=body, headers=headers)
+        assert is_problem(answer).status == 422
+    assert (api.asked, api.world.uses(api.grant)) == (0, 0)
 
 
 def test_a51_one_key_has_one_effect_and_another_body_is_refused(api: Api) -> None:
