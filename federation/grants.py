@@ -163,9 +163,10 @@ class Terms(SignedObject):
         if len(set(places)) != len(places):
             raise ValueError("each field is granted once")
         if not all(set(item.ops) <= _OPS[self.channel] for item in self.items):
-            raise ValueError(f"an operation that the channel {self.channel} does not have")
+            has = ", ".join(sorted(_OPS[self.channel])) or "none: `lianmo model draft` drafts it"
+            raise ValueError(f"the channel {self.channel} has other operations ({has})")
         if self.channel is not Channel.SCORE and not all(item.ops for item in self.items):
-            raise ValueError("each field is granted for some operation")
+            raise ValueError("each field is granted for some operation, as in `FIELD:exists`")
         if (self.model is not None) != (self.channel is Channel.SCORE):
             raise ValueError("`model` goes with the channel score, and only with it")
         named = [party.org for party in self.names]
@@ -664,7 +665,9 @@ def notice(terms: Terms, lang: Language) -> str:
         parts = [names[item.provider], item.title]
         parts += [asked] if asked else []
         parts += [" / ".join(item.thresholds)] if item.thresholds else []
-        parts += [("期间 " if zh else "for ") + ", ".join(item.periods)]
+        latest = "最新一期" if zh else "the latest period"
+        periods = [latest if period == "current" else period for period in item.periods]
+        parts += [("期间 " if zh else "for ") + ", ".join(periods)]
         lines.append(f"{number}. " + ("；" if zh else "; ").join(parts))
     times, days = terms.max_uses, terms.retain_answer_days
     begin, end = terms.not_before[:10], terms.expires[:10]

@@ -16,10 +16,12 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from clients import grants, signing_page
 from federation.catalogue import Assurance
+from federation.codes import code_for_row
 from federation.envelope import Envelope
 from federation.grants import (
     BySubject,
@@ -58,6 +60,27 @@ FLOW = """
   document.getElementById("found").textContent = JSON.stringify(String(error)); });
 </script></body>"""
 
+MISTAKES = """
+<script>
+(async () => {
+  const seen = {codes: %s.map(isCode), needs: [], wide: 0};
+  const look = () => { show(); seen.needs.push($("needs").textContent); };
+  keep = async () => {};  // a browser without a clock keeps nothing
+  lang = "en"; look();
+  $("code").value = "%s"; $("name").value = ""; await $("make").onclick();
+  $("code").value = "91330106Y71047293M"; $("name").value = "x"; await $("make").onclick();
+  seen.key = key; seen.said = $("key-state").textContent;
+  $("code").value = " %s "; await $("make").onclick(); look();
+  key.certificate = {payload: base64(utf8(canonical({assurance: "A3"})))};
+  await openDraft(JSON.stringify(%s)); look();
+  $("agree").checked = true; look();
+  tell("sign-state", "signed", "f".repeat(64));
+  seen.wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+  document.body.innerHTML = "<pre id=found></pre>";
+  document.getElementById("found").textContent = JSON.stringify(seen);
+})();
+</script></body>"""
+
 AGREED = """
 <script>
 (async () => {
@@ -90,7 +113,7 @@ def terms(now: datetime, channel: Channel, lang: Language) -> Terms:
             "field": "revenue",
             "title": "上年度销售收入（“含税”） / revenue\\",
             "ops": () if channel is Channel.SCORE else ("compare", "count"),
-            "periods": ("2024", "2025"),
+            "periods": ("2024", "2025", "current"),
             "thresholds": () if channel is Channel.SCORE else ("100000", "0.5"),
         }
     )
@@ -114,7 +137,13 @@ def terms(now: datetime, channel: Channel, lang: Language) -> Terms:
 
 
 def run(page: Path) -> Any:
-    command = [browser(), "--headless=new", "--disable-gpu", "--virtual-time-budget=8000"]
+    command = [
+        browser(),
+        "--headless=new",
+        "--disable-gpu",
+        "--virtual-time-budget=8000",
+        "--window-size=500,900",
+    ]
     command += ["--no-sandbox", f"--user-data-dir={page.parent / 'profile'}", "--dump-dom"]
     done = subprocess.run(
         [*command, f"file://{page}"], capture_output=True, text=True, timeout=200, check=True
@@ -158,6 +187,36 @@ def test_the_browser_shows_our_notice_and_signs_what_a_provider_believes(
     event = bundle.model_copy(update={"signed": Envelope.model_validate(found["event"])})
     said = verify_by_subject(event, GrantEvent, trust, issuers, later).object
     assert (said.grant, said.change) == (bundle.digest, "revoke")
+
+
+def test_the_page_names_what_is_wrong_or_missing_and_stays_as_wide_as_the_screen(
+    tmp_path: Path,
+) -> None:
+    """A key of a mistyped code would be of no use, and the page makes one only."""
+    known = [code.decode() for code in code_for_row(1, np.arange(200))]
+    spoilt = [
+        code[:place] + ("1" if code[place] == "0" else "0") + code[place + 1 :]
+        for place, code in enumerate(known[:18])
+    ]
+    draft = terms(datetime.now(UTC), Channel.VERIFY, Language.ZH).model_dump(mode="json")
+    text = re.sub(
+        r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", signing_page.page().decode()
+    )
+    file = tmp_path / "page.html"
+    flow = MISTAKES % (json.dumps([*known, *spoilt, "123", ""]), FIRM, FIRM, json.dumps(draft))
+    file.write_text(text.replace("</body>", flow), encoding="utf-8")
+    found = run(file)
+    assert found["codes"] == [True] * 200 + [False] * 20
+    assert found["key"] is None
+    assert "18 characters" in found["said"]
+    before = "Still needed before you can sign: "
+    assert found["needs"] == [
+        before + "the draft, a key, the certificate, your tick above",
+        before + "the draft, the certificate, your tick above",
+        before + "your tick above",
+        "",
+    ]
+    assert found["wide"] == 0
 
 
 def test_agreeing_to_one_draft_is_not_agreeing_to_the_next(tmp_path: Path) -> None:
