@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from federation.catalogue import Dataset, require_usable
+from federation.catalogue import Dataset, Operation, require_usable
 from federation.errors import LianmoError, NotFound, UsageError
 from federation.objects import (
     AuditRule,
@@ -162,7 +162,7 @@ days = 30 # the job and its approvals end after this
 [bank]
 org = "{bank}"
 dataset = "{dataset}"
-# fields = ["..."] # without this line: every feature of the dataset
+# fields = ["..."] # without this line: every feature that is open to training
 {departments}
 [cover]
 kind = "registry" # every enterprise of the snapshot: departments do not learn who is a customer
@@ -360,7 +360,7 @@ def _party(
         raise NotFound(f"{item.org} has no published dataset {item.dataset}", todo=todo)
     fields = item.fields
     if fields is None:
-        fields = tuple(field.name for field in entry.features)
+        fields = tuple(f.name for f in entry.features if Operation.TRAIN in f.ops)
     try:
         require_usable(
             entry,
