@@ -154,6 +154,18 @@ class Consents:
         One that proves nothing here now is kept too, and tried again whenever it matters: its
         issuer may come to be accepted later. One that was verified once stays verified.
         """
+        return self._put_event(bundle, lambda: _signer(bundle, verify), now)
+
+    def put_own_event(self, bundle: BySubject, subject: str | None, now: datetime) -> bool:
+        """Keep an event that this home has signed; subject: of its card, None at the platform.
+
+        Whose word it is needs no proof here: an enterprise need not trust who certified its key.
+        """
+        return self._put_event(bundle, lambda: subject, now)
+
+    def _put_event(
+        self, bundle: BySubject, subject: Callable[[], str | None], now: datetime
+    ) -> bool:
         event, digest = bundle.signed.unverified(GrantEvent), bundle.proof_digest
         with self._store.writing(ConsentEventRow) as session:
             if session.get(ConsentEventRow, digest) is not None:
@@ -161,7 +173,7 @@ class Consents:
             row = ConsentEventRow(
                 digest=digest,
                 consent=event.grant,
-                subject=_signer(bundle, verify),
+                subject=subject(),
                 bundle=bundle.to_json(),
                 seen=utc_text(now),
             )

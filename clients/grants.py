@@ -26,10 +26,17 @@ from clients.verification_settings import VerificationSettings
 from clients.witness_book import WitnessBook
 from federation import sealing
 from federation.audit import Action, Result, require_one_history, verify_receipt
-from federation.catalogue import Assurance, Dataset, Question
+from federation.catalogue import MAX_DAYS, RETENTION_DAYS, Assurance, Dataset, Question
 from federation.enquiry import Answered
 from federation.envelope import Envelope, parse, sign
-from federation.errors import IntegrityError, LianmoError, NotFound, Refused, UsageError
+from federation.errors import (
+    Conflict,
+    IntegrityError,
+    LianmoError,
+    NotFound,
+    Refused,
+    UsageError,
+)
 from federation.grants import (
     LAST_EVENT,
     SERVES,
@@ -106,6 +113,8 @@ def draft(
         todo = f"it serves {served}: draft another grant for each"
         raise Refused(f"the channel {channel} does not serve the purpose {purpose}", todo=todo)
     items = tuple(_item(one, catalogue, purpose, channel) for one in wanted)
+    for one in wanted:
+        _require_within(one, catalogue, days, retain_days)
     trust = home.trust()
     orgs = dict.fromkeys([home.org, *(item.provider for item in items)])
     plain: dict[str, Any] = {
@@ -167,6 +176,20 @@ def _item(
         periods=one.periods,
         thresholds=one.thresholds,
     )
+
+
+def _require_within(
+    one: Wanted, catalogue: Mapping[tuple[str, str], Dataset], days: int, retain_days: int
+) -> None:
+    """The owner opens nothing to a grant that lasts, or keeps its answers, longer than this."""
+    fields = catalogue[one.provider, one.dataset].fields
+    said = next(field.enquiry for field in fields if field.name == one.field)
+    longest, kept = (said.max_days, said.retention_days) if said else (MAX_DAYS, RETENTION_DAYS)
+    if days > longest or retain_days > kept:
+        what = f"field {one.field} allows grants of {longest} days at most"
+        what += f", whose answers are kept {kept} days at most"
+        todo = "ask for less with --days and --retain"
+        raise Refused(what, party=one.provider, todo=todo)
 
 
 def hold(home: Home, store: Store, bundle: BySubject, now: datetime) -> str:
@@ -308,11 +331,17 @@ def change(
     *,
     effective: datetime | None = None,
 ) -> BySubject:
-    """The enterprise's (or for A1 the platform's) signed word on its grant; kept here too."""
+    """The enterprise's (or for A1 the platform's) signed word on its grant; kept here too.
+
+    Raises Conflict for a pause or resumption of a grant that was revoked. A second revocation is
+    none: the first one may not have reached anybody.
+    """
     consents = Consents(store)
     stored = consents.get(digest)
-    verify = verifier(home, now)
-    own = heard(stored.grant, consents.events(stored.digest, verify), ())
+    own = heard(stored.grant, consents.events(stored.digest, verifier(home, now)), ())
+    if wanted is not Change.REVOKE and any(event.change is Change.REVOKE for event in own):
+        todo = "the bank drafts another grant, should you want one"
+        raise Conflict("the grant was revoked, and that is final", todo=todo)
     last = max((event.number for event in own), default=0)
     event = GrantEvent(
         grant=stored.digest,
@@ -323,7 +352,8 @@ def change(
         effective=utc_text(effective or now),
     )
     bundle = sign_event(home, event)
-    consents.put_event(bundle, verify, now)
+    of_platform = home.own().org_kind is OrgKind.PLATFORM
+    consents.put_own_event(bundle, None if of_platform else home.own().uscc, now)
     return bundle
 
 
@@ -336,17 +366,29 @@ def sign_event(home: Home, event: GrantEvent) -> BySubject:
     return BySubject(signed=signed, card=card, certificate=certificate)
 
 
-def history(home: Home, store: Store, client: CoordinatorClient | None, now: datetime) -> int:
-    """Fetch the receipts of uses that providers have sealed to this enterprise; how many are new.
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What a look into the mailbox brought."""
 
-    One that does not verify is left out: anybody may put something into a mailbox.
+    fresh: int  # uses that were not known
+    strangers: tuple[str, ...]  # who has told something, and whose card is not trusted here
+
+
+def history(home: Home, store: Store, client: CoordinatorClient | None, now: datetime) -> Fetched:
+    """Fetch the receipts of uses that providers have sealed to this enterprise.
+
+    One that does not verify is left out: anybody may put something into a mailbox. It stays there,
+    so what a stranger has told is read once its card is trusted.
     """
     consents, fresh, after = Consents(store), 0, 0
-    key = home.key(Usage.ENCRYPT)
+    key, trust, strangers = home.key(Usage.ENCRYPT), home.trust(), set[str]()
     while client is not None:
         page = client.notices(key.key_id, after).items
         for item in page:
             after = item.number
+            if item.sender not in trust:
+                strangers.add(item.sender)
+                continue
             try:
                 content = sealing.unseal(sealing.USE, item.sealed, sender=item.sender, key=key)
                 notice = read_notice(home, content, now)
@@ -358,7 +400,7 @@ def history(home: Home, store: Store, client: CoordinatorClient | None, now: dat
                 fresh += consents.put_use(digest, use.grant, notice, now)
         if not page:
             break
-    return fresh
+    return Fetched(fresh, tuple(sorted(strangers)))
 
 
 def read_notice(home: Home, content: bytes, now: datetime) -> UseNotice:

@@ -36,7 +36,16 @@ from federation.identity import PrivateKey
 from federation.keyring import DIRECTORY_MODE, Keyring, write, write_once
 from federation.network import Standing
 from federation.network_folder import NetworkFolder
-from federation.objects import Card, OrgId, OrgKind, Usage
+from federation.objects import (
+    Card,
+    Digest,
+    DigestBegin,
+    ObjectName,
+    OrgId,
+    OrgKind,
+    Usage,
+    Uscc,
+)
 from federation.trust import TrustStore
 
 HttpsUrl = Annotated[str, StringConstraints(pattern=r"^https://[^\s/@]+(/[^\s@]*)?$")]
@@ -116,7 +125,7 @@ class Home:
         settings = {key: value for key, value in settings.items() if value is not None}
         try:
             Config.model_validate(settings)
-            org_kind = OrgKind(kind)
+            org_kind = _kind(kind)
             keys = identity.generate(org_kind)
             card = identity.make_card(
                 keys,
@@ -253,10 +262,42 @@ def default_path(environment: Mapping[str, str] | None = None) -> Path:
 
 
 def explain(error: ValidationError) -> str:
-    """What is wrong with which entry; never its value."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    """What is wrong with which entry, as a person reads it; never its value."""
+    first = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(str(part)[:64] for part in first["loc"])
-    return f"{place}: {first['msg']}" if place else str(first["msg"])
+    kind, context = first["type"], first.get("ctx", {})
+    if kind == "string_pattern_mismatch" and context.get("pattern") in _SHAPES:
+        what = _SHAPES[context["pattern"]]
+    else:
+        what = _WORDS.get(kind) or first["msg"].removeprefix("Value error, ")
+    return f"{place}: {what}" if place else what
+
+
+def _kind(word: str) -> OrgKind:
+    if word not in [kind.value for kind in OrgKind]:
+        raise ValueError(f"{word} is no kind of organisation: {', '.join(OrgKind)}")
+    return OrgKind(word)
+
+
+def _pattern(kind: Any) -> str:
+    return next(str(part.pattern) for part in kind.__metadata__ if hasattr(part, "pattern"))
+
+
+_SHAPES = {  # what a text has to look like, by the pattern that it does not match
+    _pattern(OrgId): "2 to 32 of a-z, 0-9, `-` and `_`, a letter first",
+    _pattern(ObjectName): "at most 64 of a-z, 0-9, `.`, `-` and `_`, a letter or digit first",
+    _pattern(Digest): "a digest has 64 digits of 0-9 and a-f",
+    _pattern(DigestBegin): "a digest has 64 digits of 0-9 and a-f; its first 8 are enough",
+    _pattern(Uscc): "a unified social credit code has 18 characters",
+    _pattern(HttpsUrl): "an address such as https://127.0.0.1:8443",
+    _pattern(Address): "host and port, such as 127.0.0.1:8444",
+}
+_WORDS = {
+    "missing": "it is missing",
+    "extra_forbidden": "there is no such entry",
+    "tuple_type": "it has to be a list",
+    "string_type": "it has to be a text, in quotes",
+}
 
 
 def _read_config(file: Path, environment: Mapping[str, str]) -> Config:

@@ -82,7 +82,7 @@ class Lookup:
                 or said.level in (Level.L4, Level.L5)
                 or self._types.get(name) != said.type.value
             ):
-                what = "the column is not open to scores"
+                what = f"field {name} is not open to scores"
                 raise Refused(what, code=RefusalCode.FIELD_LEVEL)
             if name not in self._columns:
                 self._columns[name] = self._source.column(name, said.type)

@@ -233,13 +233,19 @@ class Scorer:
                 job=held.digest,
                 subject=held.grant.subject.encode(),
             )
-        row = self._gate.one_row(
-            entry.seq,
-            dataset=dataset,
-            catalogue=catalogue,
-            columns=names,
-            subject=held.grant.subject,
-        )
+        try:
+            row = self._gate.one_row(
+                entry.seq,
+                dataset=dataset,
+                catalogue=catalogue,
+                columns=names,
+                subject=held.grant.subject,
+            )
+        except Refused as error:
+            error.party = error.party or self._home.org
+            stated = " ".join(f"--set {name}=..." for name in names)
+            error.todo = error.todo or f"state it: `{stated}`, or offer {dataset} for scores"
+            raise
         return dict(zip(names, row.columns, strict=True))
 
     def _reason(self, stored: StoredModel, grant: Grant, owner: str, name: str) -> ScoreReason:

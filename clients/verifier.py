@@ -28,7 +28,7 @@ from federation.completion import is_answer
 from federation.enquiry import Answered, Comparison
 from federation.envelope import Envelope, sign
 from federation.errors import IntegrityError, LianmoError, NotFound, Refused, UsageError
-from federation.grants import BySubject
+from federation.grants import BySubject, Grant, State
 from federation.objects import Usage, utc_text
 from federation.verification import (
     WINDOW,
@@ -235,6 +235,28 @@ def _enquiry(row: EnquiryRow) -> Enquiry:
     receipt = None if row.receipt is None else Receipt.from_json(row.receipt)
     result = None if row.result is None else Answered(row.result)
     return Enquiry(row.id, row.number, question, row.created, result, answer, receipt)
+
+
+def beyond(grant: Grant, state: State, asked: VerificationRequest) -> str:
+    """Why the grant that the bank holds does not open a question, for a person; "" if it would.
+
+    From what the bank has anyway: a provider tells nobody why it refused.
+    """
+    if state is not State.ACTIVE:
+        return f"the grant is {state}"
+    place = (asked.provider, asked.dataset, asked.field)
+    places = {(item.provider, item.dataset, item.field): item for item in grant.items}
+    if place not in places:
+        named = ", ".join("/".join(each) for each in places)
+        return f"the grant is not on {'/'.join(place)}, but on {named}"
+    item = places[place]
+    if asked.op not in item.ops:
+        return f"the grant allows {', '.join(item.ops)} of this field, not {asked.op}"
+    if asked.period not in item.periods:
+        return f"the grant is on the periods {', '.join(item.periods)}"
+    if asked.comparison is not None and asked.arg not in item.thresholds:
+        return f"the grant is on the thresholds {', '.join(item.thresholds)}"
+    return ""
 
 
 def plain_question(request: OneField) -> dict[str, object]:

@@ -91,6 +91,9 @@ class Assurance(StrEnum):
         return self.value >= least.value
 
 
+MAX_DAYS = 90  # of a grant, where a field says nothing else
+RETENTION_DAYS = 180  # of an answer or score at a bank, where a field says nothing else
+
 Period = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,15}$")]
 
 
@@ -110,8 +113,8 @@ class Enquiry(Part):
     columns: Annotated[tuple[FieldName, ...], pydantic.Field(max_length=64)] = ()  # one a period
     normaliser: NormaliserName = "text-1"  # federation/normalise.py
     no_record: bool = False  # whether "no record", a fact of its own, may be answered
-    max_days: Annotated[int, pydantic.Field(ge=1, le=90)] = 90  # of a grant
-    retention_days: Annotated[int, pydantic.Field(ge=0, le=3650)] = 180  # of an answer at a bank
+    max_days: Annotated[int, pydantic.Field(ge=1, le=90)] = MAX_DAYS  # of a grant
+    retention_days: Annotated[int, pydantic.Field(ge=0, le=3650)] = RETENTION_DAYS  # of an answer
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

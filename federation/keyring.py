@@ -78,8 +78,11 @@ class Keyring:
         try:
             state = _state(file)
         except NotFound:
+            own = self.own()
             what = f"this organisation has no {usage} key"
-            raise NotFound(what, party=self.own().org) from None
+            todo = f"no {own.org_kind} has one: do this in another organisation's home"
+            is_missing = usage in identity.USAGES[own.org_kind]
+            raise NotFound(what, party=own.org, todo="" if is_missing else todo) from None
         require_mode(file, SECRET_MODE)
         known = self._keys.get(usage)
         if known is not None and known[0] == state and self._is_of_card(known[1]):

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pydantic import Field, StringConstraints, model_validator
 
 from federation.audit import Check, Reason
-from federation.catalogue import Assurance, Level, Operation
+from federation.catalogue import MAX_DAYS, RETENTION_DAYS, Assurance, Level, Operation
 from federation.catalogue import Field as CatalogueField
 from federation.envelope import Content
 from federation.errors import IntegrityError
@@ -55,8 +55,6 @@ from protocols import labels
 from protocols.masked_total import opened
 from protocols.streams import digest
 
-RETENTION_DAYS = 180  # of a score at the bank, where a field says nothing else
-MAX_DAYS = 90
 Model = ScorecardModel | TreesModel
 
 

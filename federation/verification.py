@@ -144,9 +144,11 @@ class OneField(Asking):
     def _complete(self) -> Self:
         on_cut = self.op in (Question.COMPARE, Question.COUNT)
         if (self.comparison is not None) != on_cut:
-            raise ValueError("`comparison` goes with compare and count, and only with them")
+            raise ValueError(
+                "compare and count need `comparison`, ge or lt, and only they have one"
+            )
         if (self.arg is not None) != (on_cut or self.op is Question.EQUALS):
-            raise ValueError("`arg` goes with compare, count and equals, and only with them")
+            raise ValueError("compare, count and equals need `arg`, and only they have one")
         return self
 
     def items(self, grant: Grant) -> tuple[GrantItem, ...]:

@@ -115,6 +115,7 @@ def witnesses(as_json: JsonFlag = False) -> None:
     """Show who cosigned this node's log and when, which logs it cosigned, and what it refused."""
     from clients.witness_book import WitnessBook
     from clients.witnessed import Witnessed
+    from federation.objects import utc_text
 
     home, now = open_home(), datetime.now(UTC)
     with _opened() as (_, store):
@@ -123,7 +124,7 @@ def witnesses(as_json: JsonFlag = False) -> None:
     result = {
         "entries": state.entries,
         "cosigned_entries": state.cosigned,
-        "witnesses": [{"org": org, "at": at} for org, at in state.witnesses],
+        "witnesses": [{"org": org, "at": utc_text(at)} for org, at in state.witnesses],
         "required": state.required,
         "possible": list(state.possible),
         "seen": state.since,
@@ -139,7 +140,7 @@ def witnesses(as_json: JsonFlag = False) -> None:
         head = f"{state.cosigned} of {state.entries} entries are cosigned, {state.required} needed"
         lines = [head]
         if state.witnesses:
-            rows = [[org, at.isoformat()] for org, at in state.witnesses]
+            rows = [[org, utc_text(at)] for org, at in state.witnesses]
             lines.append(table(["witness", "last cosigned"], rows))
         if seen:
             rows = [[point.origin, str(point.size)] for point in seen]

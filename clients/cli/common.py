@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, TypeVar
 
 import click
 import typer
@@ -30,6 +30,8 @@ if TYPE_CHECKING:  # each costs 50 ms and more, and `--help` needs none of them
 # No space, over quota, over the limit on a file's size.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MAKE_ROOM = "make room on that disk, then give the same command again"
+
+T = TypeVar("T")
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
@@ -102,10 +104,11 @@ def open_input(file: Path) -> BinaryIO:
         raise UsageError(f"cannot read {file}: {(error.strerror or 'error').lower()}") from None
 
 
-def read_objects(file: Path, what: str) -> list[dict[str, Any]]:
-    """JSON objects, one a line, from a file, or from stdin under the name `-`; empty lines aside.
+def read_each(file: Path, what: str, read: Callable[[dict[str, Any]], T]) -> list[T]:
+    """What is read from JSON objects, one a line, of a file or of stdin under the name `-`.
 
-    Raises UsageError that names the first line which is none; what: one of them, for a person.
+    what: one of them, for a person. Raises UsageError that names the first line which is none, or
+    says that there is none at all.
     """
     if str(file) == "-":
         data = sys.stdin.buffer.read()
@@ -121,7 +124,12 @@ def read_objects(file: Path, what: str) -> list[dict[str, Any]]:
                 plain = None
             if not isinstance(plain, dict):
                 raise UsageError(f"line {number} is not a {what} in JSON")
-            found.append(plain)
+            try:
+                found.append(read(plain))
+            except UsageError as error:
+                raise UsageError(f"line {number}: {error.what}", todo=error.todo) from None
+    if not found:
+        raise UsageError(f"there is no {what} in {file}")
     return found
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from clients.grants import Wanted
     from clients.home import Home
     from clients.store import Store
-    from federation.grants import BySubject, Terms
+    from federation.grants import BySubject, Terms, Use
 
 SignedWord = Annotated[
     Path | None, typer.Option(help="Write the signed word to this file, to hand it on.")
@@ -34,6 +34,7 @@ SignedWord = Annotated[
 
 app = typer.Typer(no_args_is_help=True)
 
+PURPOSES = "credit-decision, post-loan-monitoring or credit-model-training."
 GrantId = Annotated[str, typer.Argument(metavar="GRANT", help="Its digest, or the beginning.")]
 OutFile = Annotated[Path, typer.Option(help="The file to write.")]
 MAX_FILE = 1 << 18
@@ -49,11 +50,12 @@ def draft(
         list[str],
         typer.Option(
             metavar="PROVIDER/DATASET/FIELD:OP[,OP][@CUT,CUT][%PERIOD,PERIOD]",
-            help="What to ask for; may stand several times.",
+            help="What to ask for, as in tax/firms/revenue:compare@1000000; may stand several "
+            "times.",
         ),
     ],
     out: OutFile,
-    purpose: Annotated[str, typer.Option(help="One of the closed list.")] = "credit-decision",
+    purpose: Annotated[str, typer.Option(help=PURPOSES)] = "credit-decision",
     channel: Annotated[str, typer.Option(help="verify, query, score or watch.")] = "verify",
     days: Annotated[int, typer.Option(min=1, max=90, help="How long it shall hold.")] = 30,
     uses: Annotated[int, typer.Option(min=1, help="How often it may be used.")] = 1,
@@ -100,12 +102,15 @@ def add(
     """Keep a grant that an enterprise has signed for this bank."""
     from clients import grants
     from clients.store import opened
+    from federation.grants import Channel, Grant
 
     home, bundle = open_home(), _bundle(file)
     with opened(home.database_url) as store:
         digest = grants.hold(home, store, bundle, _now())
     emit({"grant": digest}, as_json, digest)
-    say(f"next: `lianmo verify ask --grant {digest[:12]} ...`")
+    use = {Channel.SCORE: "model score CODE", Channel.WATCH: "verify watch add RULE"}
+    verb = use.get(bundle.signed.unverified(Grant).channel, "verify ask")
+    say(f"next: `lianmo {verb} --grant {digest[:12]} ...`")
 
 
 # --- the enterprise -------------------------------------------------------------------------------
@@ -135,8 +140,8 @@ def identity(out: OutFile, as_json: JsonFlag = False) -> None:
     home = open_home()
     envelope = grants.identity(home, _now())
     write_out(out, envelope.to_json() + b"\n")
-    fingerprint = envelope.unverified(SubjectCard).fingerprint()
-    emit({"fingerprint": fingerprint}, as_json, fingerprint)
+    emit({"fingerprint": envelope.unverified(SubjectCard).fingerprint()}, as_json)
+    say(f"next: give {out} to the issuer, and compare this fingerprint over another channel")
 
 
 @app.command()
@@ -257,32 +262,39 @@ def history(
     from clients.witness_book import WitnessBook
     from federation.grants import Use
 
+    strangers: tuple[str, ...] = ()
     home = open_home()
     with opened(home.database_url) as store:
         if not offline:
             with CoordinatorClient(home) as client:
-                grants.history(home, store, client, _now())
+                strangers = grants.history(home, store, client, _now()).strangers
         consents = Consents(store)
         digest = consents.get(grant).digest if grant else None
         found, alarms = consents.uses(digest), len(WitnessBook(store).alarms())
-    uses = [item.use.unverified(Use) for item in found]
+    told = [(item.use.unverified(Use), item) for item in found]
+    told.sort(key=lambda each: each[0].created)
+    uses, found = [use for use, _ in told], [item for _, item in told]
     if receipts is not None:
         named = {use.digest()[:16]: item.receipt for use, item in zip(uses, found, strict=True)}
         write_receipts(receipts, named)
-    names = ["created", "org", "verifier", "field", "op", "period", "purpose", "result"]
+    names = ["created", "org", "verifier", "channel", "field", "op", "period", "purpose", "result"]
 
     def human() -> str:
         rows = [
-            [*(str(getattr(use, name) or "-") for name in names), item.receipt.status]
+            [*(_of_use(use, name) for name in names), item.receipt.status]
             for use, item in zip(uses, found, strict=True)
         ]
-        return table([*names, "receipt"], rows) if rows else "no uses yet"
+        nothing = "nothing that this home can verify" if strangers else "no uses yet"
+        return table([*names, "receipt"], rows) if rows else nothing
 
     shown = [
         use.model_dump(mode="json") | {"receipt": item.receipt.model_dump(mode="json")}
         for use, item in zip(uses, found, strict=True)
     ]
     emit(shown, as_json, human)
+    for org in strangers:
+        say(f"{org} has told of uses, and this home does not trust its card yet: get it, compare")
+        say("its fingerprint over another channel, `lianmo org trust CARD`, then look again")
     if alarms:
         say(f"{alarms} receipts contradict others of the same log: both are kept; call the auditor")
 
@@ -305,19 +317,22 @@ def certify(
     """Certify an enterprise's key after comparing its fingerprint with the enterprise."""
     from clients import grants
     from federation.catalogue import Assurance
-    from federation.errors import Refused, UsageError
+    from federation.errors import IntegrityError, UsageError
     from federation.grants import verify_card
 
     envelope = read_envelope(file)
-    print_ = verify_card(envelope).fingerprint()
+    card = verify_card(envelope)
+    print_ = card.fingerprint()
+    say(f"{card.subject} {card.name}")
     if fingerprint is None:
         if not is_terminal():
-            raise UsageError("nobody can be asked here; give --fingerprint")
+            todo = "ask the enterprise for it and give it with --fingerprint"
+            raise UsageError("nobody here to confirm the fingerprint", todo=todo)
         say(print_)
         click.confirm("did the enterprise tell you the same?", abort=True, err=True)
     elif _digits(fingerprint) != _digits(print_):
         todo = "somebody else may have made this card: ask the enterprise again"
-        raise Refused("the fingerprint is another one", todo=todo)
+        raise IntegrityError("the fingerprint is another one", todo=todo)
     made = grants.certify(open_home(), envelope, _choice(Assurance, assurance), _now())
     write_out(out, made.to_json() + b"\n")
     emit({"certificate": out.name, "assurance": assurance}, as_json)
@@ -325,7 +340,9 @@ def certify(
 
 @app.command()
 def uncertify(
-    file: Annotated[Path, typer.Argument(metavar="CERTIFICATE", help="One of one's own.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="CERTIFICATE", help="One that this organisation has signed.")
+    ],
     as_json: JsonFlag = False,
 ) -> None:
     """Take a certificate on an enterprise's key back: its grants count no more."""
@@ -358,7 +375,7 @@ def attest(
 
 @app.command("list")
 def list_(as_json: JsonFlag = False) -> None:
-    """List the grants in this home, the newest first."""
+    """List the grants in this home, the newest first; an owner's also say how often it was used."""
     from clients.consent import Consents
     from clients.store import opened
 
@@ -429,10 +446,19 @@ def sync(as_json: JsonFlag = False) -> None:
     emit({"new_events": fresh}, as_json, f"{fresh} new events")
 
 
+def _of_use(use: Use, name: str) -> str:
+    """A cell of the history; a part of a score is no value that the bank has seen."""
+    if name == "result" and use.channel == "score" and use.result == "value":
+        return "part of a score"
+    return str(getattr(use, name) or "-")
+
+
 def _change(word: str, grant: str, out: Path | None, as_json: bool) -> None:
     from clients import grants
+    from clients.consent import Consents
     from clients.coordinator_client import CoordinatorClient
     from clients.store import opened
+    from federation.errors import Unavailable
     from federation.grants import Change
 
     home = open_home()
@@ -442,15 +468,22 @@ def _change(word: str, grant: str, out: Path | None, as_json: bool) -> None:
             write_out(out, bundle.to_json())
             say(f"wrote {out}; whoever it is given to can `lianmo grant publish {out}`")
         else:
-            with CoordinatorClient(home) as client:
-                client.hand_in_event(bundle)
+            try:
+                with CoordinatorClient(home) as client:
+                    client.hand_in_event(bundle)
+            except Unavailable as error:
+                error.todo = "nobody knows of it yet: give the command again, or hand a file from "
+                error.todo += "`--out` to the owners"
+                raise
             say("handed in; owners know it within a minute")
-    emit({"event": bundle.proof_digest}, as_json, bundle.proof_digest)
+        stored = Consents(store).get(grant)
+        told = f"{stored.digest[:12]}: {grants.state(home, store, grant, _now())}"
+    emit({"event": bundle.proof_digest}, as_json, told)
 
 
 def _row(home: Home, store: Store, digest: str) -> dict[str, Any]:
     from clients import grants
-    from clients.consent import Consents
+    from clients.consent import MET, Consents
 
     stored = Consents(store).get(digest)
     content = stored.grant
@@ -463,7 +496,10 @@ def _row(home: Home, store: Store, digest: str) -> dict[str, Any]:
         "channel": content.channel.value,
         "purpose": content.purpose.value,
         "assurance": content.assurance.value,
-        "uses": f"{stored.uses}/{content.max_uses}",
+        # who asks and who has granted do not count: each owner does, for itself
+        "uses": f"{stored.uses}/{content.max_uses}"
+        if stored.part == MET
+        else str(content.max_uses),
         "not_before": content.not_before,
         "expires": content.expires,
     }

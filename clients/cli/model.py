@@ -15,7 +15,7 @@ from clients.cli.common import (
     emit,
     open_asking,
     open_home,
-    read_objects,
+    read_each,
     require_place,
     say,
     table,
@@ -87,7 +87,9 @@ def draft(
     job: Job,
     subject: Annotated[str, typer.Option(help="Credit code of the enterprise.")],
     out: Annotated[Path, typer.Option(help="The file to write.")],
-    purpose: Annotated[str, typer.Option(help="One of the closed list.")] = "credit-decision",
+    purpose: Annotated[
+        str, typer.Option(help="credit-decision or post-loan-monitoring.")
+    ] = "credit-decision",
     days: Annotated[int, typer.Option(min=1, max=90, help="How long it shall hold.")] = 30,
     uses: Annotated[int, typer.Option(min=1, help="How often it may be used.")] = 1,
     retain: Annotated[int, typer.Option(min=0, help="Days to keep the scores.")] = 30,
@@ -105,7 +107,7 @@ def draft(
 
     home, now = open_home(), _now()
     if purpose not in set(Purpose) or lang not in set(Language):
-        raise UsageError("purpose or language is none of the list")
+        raise UsageError(f"purposes are {', '.join(Purpose)}; languages are {', '.join(Language)}")
     with opened(home.database_url) as store, CoordinatorClient(home) as client:
         catalogue = jobs.catalogue(home, client, now)
         model, wanted = draft_wanted(home, store, catalogue, job)
@@ -158,7 +160,8 @@ def batch(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="One `grant`, `applicant` and `own` a line, as JSON; - is stdin.",
+            help="A JSON object a line: grant, applicant (its credit code), own (the bank's own "
+            "features, as stated); - is stdin.",
         ),
     ],
     as_json: JsonFlag = False,
@@ -167,7 +170,7 @@ def batch(
     from clients.scorer import plain
     from federation.errors import LianmoError
 
-    wanted = [_wanted(item) for item in read_objects(file, "score")]
+    wanted = read_each(file, "score", _wanted)
     with _scorer() as scorer:
         found = scorer.score_all(wanted)
     shown = [{"error": str(x)} if isinstance(x, LianmoError) else plain(x) for x in found]

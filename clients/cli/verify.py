@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clients.cli import watch
-from clients.cli.common import JsonFlag, emit, open_asking, read_objects, say, table, write_out
+from clients.cli.common import JsonFlag, emit, open_asking, read_each, say, table, write_out
 
 if TYPE_CHECKING:
     from clients.home import Home
@@ -42,25 +42,35 @@ def ask(
     as_json: JsonFlag = False,
 ) -> None:
     """Put one question on one enterprise to the owner of the data."""
+    from clients.verifier import Verifier
+
     question = watch.question(dataset, field, op, arg, period, below=below)
-    found = _verify([_wanted({"grant": grant, "provider": provider} | question)])[0]
-    if isinstance(found, Exception):
-        raise found
-    _show(found, as_json)
-    _end_if_refused(found)
+    wanted = _wanted({"grant": grant, "provider": provider} | question)
+    with open_asking() as (home, store, carrier):
+        verifier = Verifier(home, store, carrier, _now)
+        found = verifier.ask(wanted)
+        _show(found, as_json)
+        _end_if_refused(home, store, verifier, found)
 
 
 @app.command()
 def batch(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="One question a line, as JSON; - is stdin.")
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="A JSON object a line: grant, provider, dataset, field, op, and where the "
+            "question has them comparison (ge, lt), arg, period; - is stdin.",
+        ),
     ],
     as_json: JsonFlag = False,
 ) -> None:
     """Put several questions; each is answered by itself, well or not."""
-    from clients.verifier import plain
+    from clients.verifier import Verifier, plain
 
-    found = _verify([_wanted(item) for item in read_objects(file, "question")])
+    wanted = read_each(file, "question", _wanted)
+    with open_asking() as (home, store, carrier):
+        found = Verifier(home, store, carrier, _now).ask_all(wanted)
     shown = [{"error": str(item)} if isinstance(item, Exception) else plain(item) for item in found]
 
     def human() -> str:
@@ -142,13 +152,6 @@ def _completed(home: Home, store: Store, verifier: Verifier, id: str, wait: floa
             time.sleep(POLL_S)
 
 
-def _verify(wanted: list[Wanted]) -> list[Any]:
-    from clients.verifier import Verifier
-
-    with open_asking() as (home, store, carrier):
-        return list(Verifier(home, store, carrier, _now).ask_all(wanted))
-
-
 def _wanted(plain: dict[str, Any]) -> Wanted:
     from pydantic import ValidationError
 
@@ -178,12 +181,34 @@ def _show(found: Enquiry, as_json: bool) -> None:
         say(f"question {found.id}")
 
 
-def _end_if_refused(found: Enquiry) -> None:
+def _end_if_refused(home: Home, store: Store, verifier: Verifier, found: Enquiry) -> None:
+    from clients.consent import Consents
+    from clients.grants import state
+    from clients.verifier import beyond
     from federation.enquiry import Answered
 
-    if found.result is Answered.REFUSED:
-        say("the provider refused; the reason is in its own log")
-        raise typer.Exit(3)
+    if found.result is not Answered.REFUSED:
+        return
+    asked = found.request
+    say(f"{asked.provider} refused; the reason is in its own log")
+    held = Consents(store).get(asked.grant).grant
+    known = beyond(held, state(home, store, asked.grant, _now()), asked)
+    if not known and _is_used_up(verifier, found):
+        known = f"the grant is used up at {asked.provider}"
+    if known:
+        say(f"as far as this home knows: {known}")
+    raise typer.Exit(3)
+
+
+def _is_used_up(verifier: Verifier, found: Enquiry) -> bool:
+    """Whether the provider's last answer under the grant said that no use is left."""
+    asked = found.request
+    for earlier in verifier.page(found.number, 200):
+        one, answer = earlier.request, earlier.answer
+        is_same = (one.grant, one.provider) == (asked.grant, asked.provider)
+        if is_same and answer is not None and answer.uses_left is not None:
+            return answer.uses_left == 0
+    return False
 
 
 def _now() -> datetime:

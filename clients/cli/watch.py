@@ -68,7 +68,7 @@ def list_(as_json: JsonFlag = False) -> None:
 
     def human() -> str:
         names = ["watch", "rule", "provider", "field", "op", "arg", "severity", "ended", "is_told"]
-        rows = [[str(item[name] or "-")[:24] for name in names] for item in found]
+        rows = [[_cell(item[name]) for name in names] for item in found]
         return table(names, rows) if rows else "no watches yet"
 
     emit(found, as_json, human)
@@ -136,6 +136,10 @@ def question(
     if op in ("compare", "count"):
         plain["comparison"] = "lt" if below else "ge"
     return plain
+
+
+def _cell(value: object) -> str:
+    return "yes" if value is True else str(value or "-")[:24]
 
 
 @contextlib.contextmanager
