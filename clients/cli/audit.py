@@ -127,7 +127,7 @@ def witnesses(as_json: JsonFlag = False) -> None:
         "witnesses": [{"org": org, "at": utc_text(at)} for org, at in state.witnesses],
         "required": state.required,
         "possible": list(state.possible),
-        "seen": state.since,
+        "seen": None if state.since is None else utc_text(state.since),
         "stopped": state.reason,
         "logs": [{"origin": p.origin, "entries": p.size, "root": p.root.hex()} for p in seen],
         "alarms": [
