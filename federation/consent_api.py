@@ -14,6 +14,7 @@ from federation.objects import Digest, KeyId, OrgId
 from federation.sealing import LEAST, MAX_SEALED, OVERHEAD, USE
 
 TAKE_MAX = 64  # parcels handed out at once
+TAKE_BYTES = 4 << 20  # of these, but for a single one; far below what nodes read of an answer
 ASK_TIMEOUT_S = 20.0  # below the clients' read timeout
 
 NOTICE_MAX = 2 * LEAST[USE] + OVERHEAD  # a receipt with all its cosignatures needs half of it

@@ -25,6 +25,7 @@ from starlette.responses import Response
 from federation.api import MAX_WAIT_S
 from federation.consent_api import (
     ASK_TIMEOUT_S,
+    TAKE_BYTES,
     TAKE_MAX,
     EventBundles,
     EventsWanted,
@@ -108,7 +109,7 @@ class SealedRelay:
     async def take(
         self, provider: str, wait_s: float, is_gone: Callable[[], Awaitable[bool]] | None = None
     ) -> list[ParcelEntry]:
-        """What waits for a provider, at most TAKE_MAX; waits for the first.
+        """What waits for a provider, at most TAKE_MAX and TAKE_BYTES; waits for the first.
 
         is_gone: whether who asked has hung up. A node that was killed leaves a poll behind: what
         comes then is its next process's, and not lost with the answer to the last one.
@@ -125,7 +126,11 @@ class SealedRelay:
                 return []
             self._seen[provider] = self._clock()
         found: list[ParcelEntry] = []
+        size = 0
         while queue and len(found) < TAKE_MAX:
+            size += len(queue[0].sealed)
+            if found and size > TAKE_BYTES:
+                break  # a node that reads no answer of that size would lose all that is in it
             call = queue.popleft()
             self._of_sender[provider, call.sender] -= 1
             if not call.answer.done():

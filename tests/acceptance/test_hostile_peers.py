@@ -28,7 +28,7 @@ from clients.verification import Parcel, Rates
 from federation import sealing
 from federation.audit import Check, Reason
 from federation.catalogue import Assurance, Dataset, Enquiry, Field, Question
-from federation.consent_api import NOTICE_MAX, NoticeBody, Outbox, Taken
+from federation.consent_api import NOTICE_MAX, TAKE_MAX, Inbox, NoticeBody, Outbox, Taken
 from federation.enquiry import Answered
 from federation.envelope import Envelope, sign
 from federation.errors import IntegrityError, Refused, Unavailable
@@ -48,6 +48,7 @@ from federation.grants import (
 )
 from federation.identity import USAGES, PrivateKey, card_signers, key_id
 from federation.objects import KeyRecord, OrgKind, Usage, utc_text
+from federation.sealing import MAX_SEALED
 from server.consents import Consents as ServerConsents
 from server.store import Store as ServerStore
 from server.verification import SealedRelay
@@ -556,6 +557,29 @@ def test_two_that_answer_each_other_do_not_fill_the_coordinator_s_memory(
         assert await relay.ask("bank-b", "tax", b"q") == b"b" * 300
 
     asyncio.run(flood())
+
+
+def test_large_frames_of_one_are_handed_out_in_parts_that_a_node_reads(world: World) -> None:
+    """Else one member's frames would make the owner's node lose all that came with them."""
+    most = world.homes["tax"].config.max_response_bytes
+
+    async def taken() -> list[int]:
+        relay = SealedRelay()
+        await relay.take("tax", 0)
+        frames = [("bank-a", bytes([number]) * MAX_SEALED) for number in range(TAKE_MAX)]
+        frames.insert(30, ("bank-b", b"q" * 2048))
+        asking = [asyncio.create_task(relay.ask(org, "tax", frame)) for org, frame in frames]
+        await asyncio.sleep(0)
+        found, sizes = list[bytes](), list[int]()
+        while items := await relay.take("tax", 0):
+            sizes.append(len(Inbox(items=tuple(items)).model_dump_json()))
+            found += [item.sealed for item in items]
+        for task in asking:
+            task.cancel()
+        assert found == [frame for _, frame in frames]
+        return sizes
+
+    assert max(asyncio.run(taken())) < most
 
 
 @pytest.mark.parametrize("org", ["bank-a", "platform"])
