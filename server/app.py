@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import sqlalchemy as sa
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from pydantic import BaseModel
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
@@ -61,6 +62,10 @@ from server.store import IdempotencyRow, Store
 log = logging.getLogger(__name__)
 
 IDEMPOTENCY_LIFE = timedelta(days=1)
+# Of one caller's answers; the oldest go first, or its keys would fill the disk within the day.
+ANSWERS_KEPT, BYTES_KEPT = 2000, 32 << 20
+# Twice is as once here, and an answer may be large: none is kept.
+NO_EFFECT = re.compile(rf"{API}/(sealed(/[^/]*)?|grants/events/(of|wanted)|network)")
 ORG_KEY = "lianmo.org"  # who calls, in the scope
 # Also for organisations that are not active: or a network could not be founded, and one that is
 # suspended would not hear why, or that it is over.
@@ -172,7 +177,7 @@ class Guard:
             response = plain_problem(413, f"a body has at most {MAX_BODY_BYTES} bytes")
             return await response(scope, receive, send_with_headers)
         key = Headers(scope=scope).get("idempotency-key")
-        if scope["method"] != "POST" or key is None:
+        if scope["method"] != "POST" or key is None or NO_EFFECT.fullmatch(scope["path"]):
             return await self._app(scope, replay_body(body, receive), send_with_headers)
         if not re.fullmatch(r"[A-Za-z0-9_-]{16,64}", key):
             response = plain_problem(400, "Idempotency-Key: 16 to 64 letters, digits, `-` or `_`")
@@ -225,6 +230,21 @@ class Guard:
             else:
                 row.status, row.body = answer.status, bytes(answer.body)
                 row.content_type = answer.content_type
+                session.flush()
+                _make_room(session, org)
+
+
+def _make_room(session: Session, org: str) -> None:
+    """Forget a caller's oldest answers, with their keys, beyond what is kept of one."""
+    kept, size, gone = IdempotencyRow, 0, list[str]()
+    query = sa.select(kept.key, sa.func.length(kept.body))
+    query = query.where(kept.org == org, kept.status.is_not(None)).order_by(kept.created.desc())
+    for place, (key, length) in enumerate(session.execute(query)):
+        size += length or 0
+        if place >= ANSWERS_KEPT or size > BYTES_KEPT:
+            gone.append(key)
+    for key in gone:
+        session.execute(sa.delete(kept).where(kept.org == org, kept.key == key))
 
 
 class _Recorded:

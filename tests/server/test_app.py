@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import select
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+import server.app
 from federation import certificates
 from federation.api import MAX_BODY_BYTES, JobDetail, Page, Problem, error_of, problem_of
 from federation.envelope import Envelope
@@ -31,6 +34,7 @@ from federation.errors import (
 )
 from federation.objects import Usage
 from server.app import Changes, create_app
+from server.store import IdempotencyRow
 from server.tls import CERTIFICATE_KEY
 from tests.federation.parties import Org, approve
 from tests.server.governing import BANK, COURT, PLATFORM, STRANGER, TAX, Governed
@@ -278,9 +282,39 @@ def test_the_same_key_and_body_have_one_effect_and_one_answer(site: Site) -> Non
     problem(site.post(BANK, path, manifest, "short"), 400)
 
 
-def test_a_key_whose_first_request_is_served_is_told_so_and_a_crash_frees_it(site: Site) -> None:
-    from server.store import IdempotencyRow
+def keys_kept(site: Site) -> list[tuple[str, str]]:
+    with site.store.read() as session:
+        rows = session.scalars(select(IdempotencyRow).order_by(IdempotencyRow.key)).all()
+        return [(row.org, row.key) for row in rows]
 
+
+@pytest.mark.parametrize("bound", ["ANSWERS_KEPT", "BYTES_KEPT"])
+def test_no_caller_s_keys_fill_the_disk(
+    site: Site, monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    manifest, path = BANK.sign(site.manifest(), Usage.PROPOSE), "/api/v1/jobs"
+    size = len(site.post(BANK, path, manifest, KEY).content)
+    monkeypatch.setattr(server.app, bound, 2 if bound == "ANSWERS_KEPT" else 2 * size)
+    keys = [f"{KEY}-{number}" for number in range(5)]
+    site.post(TAX, path, manifest, KEY)
+    for number, key in enumerate(keys):
+        site.now += timedelta(seconds=1)
+        again = BANK.sign(site.manifest(job=f"other-{number}-1"), Usage.PROPOSE)
+        assert site.post(BANK, path, again, key).status_code == 201
+    kept = keys_kept(site)
+    assert {("bank-a", keys[-1]), ("tax", KEY)} <= set(kept)
+    assert 1 <= sum(org == "bank-a" for org, _ in kept) <= 2
+
+
+@pytest.mark.parametrize("path", ["sealed/tax", "grants/events/of", "grants/events/wanted"])
+def test_what_has_no_effect_keeps_no_answer_under_a_key(site: Site, path: str) -> None:
+    manifest = BANK.sign(site.manifest(), Usage.PROPOSE)
+    for _ in range(2):
+        site.post(BANK, f"/api/v1/{path}", manifest, KEY)
+    assert keys_kept(site) == []
+
+
+def test_a_key_whose_first_request_is_served_is_told_so_and_a_crash_frees_it(site: Site) -> None:
     manifest = BANK.sign(site.manifest(), Usage.PROPOSE)
     site.post(BANK, "/api/v1/jobs", manifest, KEY)
     with site.store.write() as session:
