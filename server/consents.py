@@ -148,6 +148,13 @@ class Consents:
             rows = session.scalars(query.order_by(GrantEventRow.created)).all()
         return tuple(BySubject.from_json(row) for row in rows)
 
+    def require_asks(self, org: str) -> None:
+        """Refused for who has nothing to ask and no alert to tell: each frame is an entry in the
+        log of the node that it goes to, also where all that it gets is a refusal."""
+        usages = USAGES[self._trust().card(org).org_kind]
+        if not {Usage.REQUEST, Usage.ANSWER} & set(usages):
+            raise Refused("has nothing to ask of other nodes", party=org)
+
     def _answers(self, org: str) -> bool:
         return Usage.ANSWER in USAGES[self._trust().card(org).org_kind]
 

@@ -202,6 +202,7 @@ def router(relay: SealedRelay, consents: Consents) -> APIRouter:
         size = len(sealed) - OVERHEAD
         if size <= 0 or size % STEP or len(sealed) > MAX_SEALED:
             raise UsageError("a sealed question has a size of its class")
+        consents.require_asks(org)
         return Response(await relay.ask(org, provider, sealed), media_type=SEALED_TYPE)
 
     @api.get("/sealed")

@@ -15,8 +15,11 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from fastapi import FastAPI
 from pydantic import ValidationError
+from starlette.types import Receive, Scope, Send
 
 import server.consents
 import server.verification
@@ -48,7 +51,8 @@ from federation.grants import (
 )
 from federation.identity import USAGES, PrivateKey, card_signers, key_id
 from federation.objects import KeyRecord, OrgKind, Usage, utc_text
-from federation.sealing import MAX_SEALED
+from federation.sealing import MAX_SEALED, OVERHEAD, STEP
+from server.app import ORG_KEY
 from server.consents import Consents as ServerConsents
 from server.store import Store as ServerStore
 from server.verification import SealedRelay
@@ -580,6 +584,31 @@ def test_large_frames_of_one_are_handed_out_in_parts_that_a_node_reads(world: Wo
         return sizes
 
     assert max(asyncio.run(taken())) < most
+
+
+def test_a_session_that_can_ask_nothing_reaches_no_node(world: World, desk: ServerConsents) -> None:
+    """A stolen session of a firm, say: each of its frames would be an entry in an owner's log."""
+    relay, app = SealedRelay(), FastAPI()
+    app.include_router(server.verification.router(relay, desk))
+
+    async def sent(org: str) -> int:
+        async def of_org(scope: Scope, receive: Receive, send: Send) -> None:
+            await app(scope | {ORG_KEY: org}, receive, send)
+
+        await relay.take("tax", 0)
+        transport = httpx.ASGITransport(of_org)
+        async with httpx.AsyncClient(transport=transport, base_url="https://platform") as client:
+            content = bytes(OVERHEAD + STEP)
+            asking = asyncio.create_task(client.post("/sealed/tax", content=content))
+            while not (items := await relay.take("tax", 0)) and not asking.done():
+                await asyncio.sleep(0)
+            for item in items:
+                relay.reply("tax", item.id, b"answer")
+            return (await asking).status_code
+
+    with pytest.raises(Refused, match="nothing to ask"):
+        asyncio.run(sent("platform"))
+    assert asyncio.run(sent("bank-a")) == 200
 
 
 @pytest.mark.parametrize("org", ["bank-a", "platform"])
