@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from federation.catalogue import Dataset, Operation, require_usable
-from federation.errors import LianmoError, NotFound, UsageError
+from federation.errors import LianmoError, NotFound, RefusalCode, Refused, UsageError
 from federation.objects import (
     AuditRule,
     CoverKind,
@@ -361,6 +361,11 @@ def _party(
     fields = item.fields
     if fields is None:
         fields = tuple(f.name for f in entry.features if Operation.TRAIN in f.ops)
+        if not fields and role is Role.DEPARTMENT:
+            what = f"no field of dataset {item.dataset} is open to training"
+            todo = f"ask {item.org} to offer some: `lianmo catalogue set {item.dataset}`"
+            code = RefusalCode.FIELD_LEVEL
+            raise Refused(what, code=code, party=item.org, todo=todo)
     try:
         require_usable(
             entry,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 import pytest
 
 from federation import drafts
-from federation.catalogue import Dataset, Field, FieldType, Level
+from federation.catalogue import Dataset, Field, FieldType, Level, Operation
 from federation.errors import NotFound, Refused, UsageError
-from federation.objects import JobManifest, RegistrySnapshot
+from federation.objects import JobManifest, JobParty, RegistrySnapshot
 from federation.review import review
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
@@ -58,10 +59,10 @@ def text(**changes: str) -> str:
     )
 
 
-def build(source: str) -> JobManifest:
+def build(source: str, catalogue: Mapping[tuple[str, str], Dataset] = CATALOGUE) -> JobManifest:
     return drafts.build(
         drafts.parse(source),
-        catalogue=CATALOGUE,
+        catalogue=catalogue,
         registry=REGISTRY,
         cover_rows=REGISTRY.rows,
         package_sha256="b" * 64,
@@ -76,6 +77,20 @@ def test_the_template_is_a_draft_that_builds_a_manifest_of_all_features() -> Non
     assert manifest.approvers() == ("tax", "court", "city")
     assert manifest.disclosures
     assert manifest.limits.tokens > 0
+
+
+def test_a_draft_without_fields_takes_those_that_are_open_to_training() -> None:
+    paid, late = (CATALOGUE["tax", "payments"].field(name) for name in ("paid", "late"))
+    asked = paid.model_copy(update={"ops": (Operation.SCORE,)})
+
+    def party(*fields: Field) -> JobParty:
+        kept = [item for item in CATALOGUE["tax", "payments"].fields if not item.is_feature]
+        entry = CATALOGUE["tax", "payments"].model_copy(update={"fields": (*kept, *fields)})
+        return build(text(), CATALOGUE | {("tax", "payments"): entry}).party("tax")
+
+    assert party(asked, late).fields == ("late",)
+    with pytest.raises(Refused, match="no field of dataset payments is open to training"):
+        party(asked)
 
 
 @pytest.mark.parametrize(
