@@ -74,7 +74,7 @@ MISTAKES = """
   key.certificate = {payload: base64(utf8(canonical({assurance: "A3"})))};
   await openDraft(JSON.stringify(%s)); look();
   $("agree").checked = true; look();
-  tell("sign-state", "signed", "f".repeat(64));
+  $("agree").checked = false; tell("sign-state", "signed", "f".repeat(64)); look();
   seen.wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
   document.body.innerHTML = "<pre id=found></pre>";
   document.getElementById("found").textContent = JSON.stringify(seen);
@@ -214,6 +214,7 @@ def test_the_page_names_what_is_wrong_or_missing_and_stays_as_wide_as_the_screen
         before + "the draft, a key, the certificate, your tick above",
         before + "the draft, the certificate, your tick above",
         before + "your tick above",
+        "",
         "",
     ]
     assert found["wide"] == 0
