@@ -28,7 +28,7 @@ from federation.completion import is_answer
 from federation.enquiry import Answered, Comparison
 from federation.envelope import Envelope, sign
 from federation.errors import IntegrityError, LianmoError, NotFound, Refused, UsageError
-from federation.grants import BySubject, Grant, State
+from federation.grants import BySubject, Grant, State, notice_digest
 from federation.objects import Usage, utc_text
 from federation.verification import (
     WINDOW,
@@ -249,6 +249,8 @@ def beyond(grant: Grant, state: State, asked: VerificationRequest) -> str:
     if place not in places:
         named = ", ".join("/".join(each) for each in places)
         return f"the grant is not on {'/'.join(place)}, but on {named}"
+    if notice_digest(grant, grant.notice_lang) != grant.notice_digest:
+        return "another release wrote the notice that was signed: draft the grant again"
     item = places[place]
     if asked.op not in item.ops:
         return f"the grant allows {', '.join(item.ops)} of this field, not {asked.op}"

@@ -168,7 +168,8 @@ def _words(draft: Mapping[str, Any]) -> list[str]:
         if field.get("description"):
             lines.append(f"{field['name']}: {field['description']}")
         if said := field.get("enquiry"):
-            shown = ((name.replace("_", " "), _cell(value)) for name, value in said.items())
+            filled = {name: value for name, value in said.items() if value not in ((), [])}
+            shown = ((name.replace("_", " "), _cell(value)) for name, value in filled.items())
             lines.append(f"{field['name']} may be asked: " + "; ".join(map(" ".join, shown)))
     return lines
 

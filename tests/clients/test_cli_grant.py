@@ -208,5 +208,55 @@ def test_a_bank_learns_from_its_own_grant_what_it_does_not_cover(
     found = beyond(bundle.signed.unverified(grants.Grant), State.ACTIVE, request)
     assert says in found
     assert bool(says) == bool(found)
+    old = bundle.signed.unverified(grants.Grant).model_copy(update={"notice_digest": "0" * 64})
+    other = beyond(old, State.ACTIVE, world.request(bundle))
+    assert other == "another release wrote the notice that was signed: draft the grant again"
     over = beyond(bundle.signed.unverified(grants.Grant), State.PAUSED, request)
     assert over == "the grant is paused"
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ('{"grant": 5}', "line 1: the question: grant: it has to be a text, in quotes"),
+        ("\n{}", "line 2: the question: grant: it is missing"),
+        ("grant,op", "line 1 is not a question in JSON"),
+        ("\n", "there is no question in "),
+    ],
+)
+def test_a_wrong_line_of_a_batch_is_named_before_any_is_asked(
+    world: World,
+    tmp_path: Path,
+    lines: str,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Words,
+) -> None:
+    file = tmp_path / "questions.jsonl"
+    file.write_text(lines)
+    monkeypatch.setenv("LIANMO_HOME", str(world.homes["bank-a"].path))
+    assert main.call(["verify", "batch", str(file)]) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--kind", "bureau", "no kind of organisation: department, bank,"),
+        ("--org", "Tax", "2 to 32 of a-z"),
+        ("--uscc", "9133", "has 18 characters"),
+        ("--uscc", "91330106Y71047293M", "error: uscc: not a unified social credit code"),
+        ("--coordinator", "127.0.0.1:1", "an address such as https://"),
+        ("--relay", "here", "host and port"),
+    ],
+)
+def test_a_wrong_word_of_init_is_told_without_a_pattern(
+    tmp_path: Path, option: str, value: str, says: str, capsys: Words
+) -> None:
+    given = {"--org": "tax", "--kind": "department", "--name": "T", "--uscc": FIRM}
+    given |= {"--region": "X", "--home": str(tmp_path / "home"), option: value}
+    assert main.call(["init", *(word for pair in given.items() for word in pair)]) == 2
+    told = capsys.readouterr().err
+    assert says in told
+    assert "match pattern" not in told
+    assert "Value error" not in told
