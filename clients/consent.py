@@ -61,7 +61,7 @@ _CONSENT, _NONCE, _SALT = table_of(ConsentRow), table_of(NonceRow), table_of(Sub
 _LEAK, _CUTS = table_of(LeakRow), table_of(CutsRow)
 _EVENTS, _LISTS = table_of(ConsentEventRow), table_of(StatusListRow)
 _EVENTS_ON = (
-    select(_EVENTS.c.bundle, _EVENTS.c.subject)
+    select(_EVENTS.c.digest, _EVENTS.c.bundle, _EVENTS.c.subject)
     .where(_EVENTS.c.consent == bindparam("consent"))
     .order_by(_EVENTS.c.seen)
 )
@@ -180,17 +180,25 @@ class Consents:
             session.add(row)
             return True
 
-    def events(self, grant: str, verify: VerifyEvent) -> list[Said]:
-        """What was said on a grant, and by whom."""
+    def events(
+        self, grant: str, verify: VerifyEvent, unproven: set[str] | None = None
+    ) -> list[Said]:
+        """What was said on a grant, and by whom.
+
+        unproven: digests of events that prove nothing just now; they are passed over, and what is
+        found to be of their kind is added.
+        """
         with self._store.reading() as session:
-            rows = [
-                (BySubject.from_json(row.bundle), row.subject)
-                for row in session.connection().execute(_EVENTS_ON, {"consent": grant})
-            ]
-        found = []
-        for bundle, known in rows:
-            subject = _signer(bundle, verify) if known == UNPROVEN else known
-            if subject != UNPROVEN:
+            rows = session.connection().execute(_EVENTS_ON, {"consent": grant}).all()
+        found, passed = [], set[str]() if unproven is None else unproven
+        for row in rows:
+            if row.digest in passed:
+                continue
+            bundle = BySubject.from_json(row.bundle)
+            subject = _signer(bundle, verify) if row.subject == UNPROVEN else row.subject
+            if subject == UNPROVEN:
+                passed.add(row.digest)
+            else:
                 found.append(bundle.said(subject))
         return found
 

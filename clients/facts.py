@@ -3,20 +3,22 @@ catalogue, what enterprises have said since, the status list. Looked up once a b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from datetime import datetime
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
 
 from clients.consent import Consents, Debits
 from clients.home import Home
 from clients.store import Store
 from federation import grants
-from federation.catalogue import CATALOGUE_USAGE, Dataset
+from federation.catalogue import CATALOGUE_USAGE, Assurance, Dataset
 from federation.envelope import Envelope
 from federation.errors import LianmoError
 from federation.grants import GrantEvent, StatusList, verify_by_subject
 from federation.persons import require_signed_by_enough
 from federation.trust import TrustStore
 from federation.verification import Policy
+
+AGAIN = timedelta(minutes=1)  # then what proved nothing is tried again: its time may have come
 
 
 class Facts:
@@ -29,6 +31,10 @@ class Facts:
         self._here: dict[str, Dataset | None] = {}
         self._listed: StatusList | None = None
         self._trust = home.trust()
+        self._issuers: Mapping[str, Assurance] = {}
+        # events that prove nothing here: with many on one grant, to try each anew at every question
+        # would keep all others waiting
+        self._unproven, self._tried = set[str](), now()
 
     def nonce_seen(self, verifier: str, nonce: str) -> bool:
         """Whether this verifier has used it."""
@@ -38,7 +44,10 @@ class Facts:
         """A new batch: what is looked up once in it may be another thing in the next."""
         if trust is not self._trust:  # a card has changed: who has signed an entry, perhaps
             self._entries.clear()
-        self._trust, self._policy = trust, policy
+        is_young = timedelta(0) <= self._now() - self._tried < AGAIN
+        if trust is not self._trust or policy.issuers != self._issuers or not is_young:
+            self._unproven, self._tried = set(), self._now()
+        self._trust, self._policy, self._issuers = trust, policy, policy.issuers
         self._here.clear()
         self._listed = None
 
@@ -69,7 +78,9 @@ class Facts:
         """What was said since, and by whom."""
         trust, issuers, now = self._trust, self._policy.issuers, self._now()
         return self._consents.events(
-            grant, lambda bundle: verify_by_subject(bundle, GrantEvent, trust, issuers, now)
+            grant,
+            lambda bundle: verify_by_subject(bundle, GrantEvent, trust, issuers, now),
+            self._unproven,
         )
 
     def status(self) -> StatusList | None:

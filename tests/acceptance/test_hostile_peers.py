@@ -10,6 +10,7 @@ import hashlib
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from datetime import timedelta
 from itertools import cycle
 from pathlib import Path
@@ -28,6 +29,7 @@ from clients.consent import Consents
 from clients.lookup import Lookup, OneValue
 from clients.use_notices import UseNotices
 from clients.verification import Parcel, Rates
+from clients.verification_settings import VerificationSettings
 from federation import sealing
 from federation.audit import Check, Reason
 from federation.catalogue import Assurance, Dataset, Enquiry, Field, Question
@@ -47,7 +49,9 @@ from federation.grants import (
     SubjectCard,
     SubjectCertificate,
     Use,
+    VerifiedSubject,
     notice,
+    verify_by_subject,
 )
 from federation.identity import USAGES, PrivateKey, card_signers, key_id
 from federation.objects import KeyRecord, OrgKind, Usage, utc_text
@@ -270,6 +274,34 @@ def test_nobody_s_signature_takes_the_place_of_the_firm_s_own(world: World, how:
     assert world.ask(grant).result is Answered.MATCH  # nobody has revoked anything
     assert grants.take_event(world.homes["tax"], world.store, genuine, world.now)
     assert world.ask(grant).result is Answered.REFUSED
+    assert world.refusals()[-1].reason is Reason.REVOKED
+
+
+def test_events_that_prove_nothing_are_not_tried_at_every_question(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An issuer and a bank that are friends make thousands on one grant; others wait meanwhile."""
+    grant, honest = world.grant(max_uses=9), world.firm
+    world.firm = Firm(FIRM).certified_by(world.homes["platform"], Assurance.A3)  # up to A2 here
+    for number in range(5):
+        world.change(grant, Change.REVOKE, number + 1)
+    world.firm = honest
+    world.refresh()
+    tried = []
+
+    def counted(bundle: BySubject, *how: Any) -> VerifiedSubject[Any]:
+        tried.append(bundle.digest)
+        return verify_by_subject(bundle, *how)
+
+    monkeypatch.setattr("clients.facts.verify_by_subject", counted)
+    for count in (5, 5):
+        assert (world.ask(grant).result, len(tried)) == (Answered.MATCH, count)
+    world.now += timedelta(minutes=1)
+    assert (world.ask(grant).result, len(tried)) == (Answered.MATCH, 10)
+    policy = world.provider._settings.policy("tax", world.homes["tax"].trust())
+    accepting = replace(policy, issuers={**policy.issuers, "platform": Assurance.A3})
+    monkeypatch.setattr(VerificationSettings, "policy", lambda *_: accepting)
+    assert world.ask(grant).result is Answered.REFUSED  # at once, without waiting for the minute
     assert world.refusals()[-1].reason is Reason.REVOKED
 
 
