@@ -11,6 +11,7 @@ import http.client
 import io
 import json
 import os
+import secrets
 import signal
 import socket
 import time
@@ -76,15 +77,20 @@ class RealNodes(Network):
     def api(
         self, method: str, path: str, body: Any = None, *, org: str = BANK, **headers: str
     ) -> tuple[int, Any]:
-        """The local API of a bank's node, over its socket: status and body."""
+        """The local API of a bank's node, over its socket: status and body.
+
+        body: goes as JSON, bytes as they are.
+        """
         home = self.folder / org
         connection = http.client.HTTPConnection("localhost")
         connection.sock = socket.socket(socket.AF_UNIX)
         try:
             connection.sock.connect(str(home / "api.sock"))
             token = (home / "api.token").read_text()
-            content = None if body is None else json.dumps(body)
+            content = json.dumps(body) if body is not None and type(body) is not bytes else body
             sent = {"authorization": f"Bearer {token}", "content-type": "application/json"}
+            if method == "POST":  # a new one for every request that names none
+                sent["Idempotency-Key"] = secrets.token_hex(16)
             connection.request(method, path, content, sent | headers)
             response = connection.getresponse()
             return response.status, json.loads(response.read())
@@ -102,10 +108,6 @@ class RealNodes(Network):
         with ThreadPoolExecutor(len(commands)) as pool:
             named = {org.replace("_", "-"): command for org, command in commands.items()}
             list(pool.map(one, named.items()))
-
-    def until_served(self, org: str = BANK) -> None:
-        """Until a bank's local API is there: it is of the process beside the node."""
-        wait_for((self.folder / org / "api.sock").exists, bool)
 
     def until_witnessed(self, *orgs: str) -> None:
         """Until these nodes' logs have the witnesses that an answer needs."""
