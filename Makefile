@@ -36,8 +36,9 @@ test: $(READY)  ## all tests, one process a core: make test WORKERS=1
 
 FAULTS ?= 500
 SEED ?= 1
-faults: $(READY)  ## rounds of one job and one fault each: make faults FAULTS=500 SEED=1
-	@$(BIN)/python -m tests.faults --rounds $(FAULTS) --seed $(SEED)
+KIND ?= jobs
+faults: $(READY)  ## rounds of one fault each: make faults FAULTS=500 SEED=1 KIND=questions
+	@$(BIN)/python -m tests.faults --rounds $(FAULTS) --seed $(SEED) --kind $(KIND)
 
 lint: $(READY)  ## format, lint and types
 	@$(BIN)/ruff format --check .

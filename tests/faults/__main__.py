@@ -1,4 +1,5 @@
-"""`make faults`: rounds of the campaign outside the test suite; `FAULTS=500 SEED=1`."""
+"""`make faults`: rounds of the campaigns outside the test suite; `FAULTS=500 SEED=1`, and
+`KIND=questions` for those under questions and scores instead of training jobs."""
 
 from __future__ import annotations
 
@@ -10,8 +11,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.faults import in_process
+from tests.faults import in_process, questions
 from tests.faults.campaign import Campaign, Round
+from tests.faults.question_world import QuestionWorld
 from tests.faults.world import World
 
 
@@ -20,6 +22,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1, help="of the first round; then one more")
+    parser.add_argument("--kind", choices=("jobs", "questions"), default="jobs")
     parser.add_argument("--in-process", type=int, default=0, help="rounds in one process, after")
     given = parser.parse_args()
     began = time.monotonic()
@@ -28,6 +31,8 @@ def main() -> int:
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
 
+    if given.kind == "questions":
+        return _questions(given.seed, given.rounds, say)
     rounds: list[Round] = []
     if given.rounds:
         rounds = _with_processes(given.seed, given.rounds, say)
@@ -54,6 +59,24 @@ def _with_processes(seed: int, count: int, say: Callable[[str], None]) -> list[R
             if rounds[-1].problems:
                 say(f"    again: make faults FAULTS=1 SEED={number}")
     return rounds
+
+
+def _questions(seed: int, count: int, say: Callable[[str], None]) -> int:
+    """Rounds under questions and scores; 0 if nothing was wrong in any of them."""
+    began = time.monotonic()
+    with (
+        tempfile.TemporaryDirectory(prefix="lianmo-faults-") as name,
+        QuestionWorld(Path(name)) as world,
+    ):
+        campaign = questions.Campaign(world, say)
+        say(f"begun after {time.monotonic() - began:.0f} s")
+        rounds = [campaign.run(questions.plan_of(number)) for number in range(seed, seed + count)]
+    kinds = Counter(item.plan.kind for item in rounds)
+    told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    say(f"{count} rounds in {time.monotonic() - began:.0f} s, seeds from {seed}: {told}")
+    wrong = [item.plan.seed for item in rounds if item.problems]
+    say(f"{len(wrong)} with a problem: {wrong}")
+    return 1 if wrong else 0
 
 
 def _in_process(seed: int, count: int, say: Callable[[str], None]) -> int:
