@@ -89,11 +89,16 @@ def is_terminal() -> bool:
 def read_envelope(file: Path) -> Envelope:
     """A signed object from a file, or from stdin under the name `-`."""
     from federation.envelope import MAX_ENVELOPE, Envelope
+    from federation.errors import IntegrityError
 
     if str(file) == "-":
         return Envelope.from_json(sys.stdin.buffer.read(MAX_ENVELOPE + 1))
     with open_input(file) as stream:
-        return Envelope.from_json(stream.read(MAX_ENVELOPE + 1))
+        try:
+            return Envelope.from_json(stream.read(MAX_ENVELOPE + 1))
+        except IntegrityError as error:
+            todo = error.todo or "see that it is the right file, and whole"
+            raise IntegrityError(f"{file}: {error.what}", todo=todo) from None
 
 
 def open_input(file: Path) -> BinaryIO:

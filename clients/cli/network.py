@@ -213,6 +213,9 @@ def sign(
     files = [Path(item) for item in what if Path(item).is_file()]
     bundles = [_read(file) for file in files]
     if not (home.path / "network").is_dir():
+        if absent := [item for item in what if not Path(item).is_file()]:
+            todo = "a home that joined no network signs a charter, given as its file"
+            raise UsageError(f"there is no file {absent[0]}", todo=todo)
         charters = [bundle.charter for bundle in bundles if bundle.charter is not None]
         if len(charters) != 1:
             raise UsageError("one charter is signed at a time", todo="give its file")

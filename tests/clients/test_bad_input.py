@@ -130,6 +130,14 @@ TROUBLES = [
         *("home is a file", lambda f: [harm(f) for harm in (gone("tax"), write("tax", "x"))]),
         *(("org", "show"), 5, "no home at", "`lianmo init`"),
     ),
+    Trouble(
+        *("a charter that is not there", no_harm, ("network", "sign", "{}/charter.json", "--yes")),
+        *(2, "there is no file", "signs a charter, given as its file"),
+    ),
+    Trouble(
+        *("no signed object", write("card.json", "{}"), ("org", "trust", "{}/card.json", "--yes")),
+        *(4, "card.json: not an envelope", "the right file"),
+    ),
     Trouble("key 0644", mode("tax/keys/run.pem", 0o644), ("org", "show"), 3, "0644", "chmod 0600"),
     Trouble("keys 0755", mode("tax/keys", 0o755), ("org", "show"), 3, "0755", "chmod 0700"),
     Trouble("home 0777", mode("tax", 0o777), ("org", "show"), 3, "0777", "chmod 0700"),
