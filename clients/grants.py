@@ -38,6 +38,7 @@ from federation.errors import (
     UsageError,
 )
 from federation.grants import (
+    GRANT_BEGINS,
     LAST_EVENT,
     SERVES,
     BySubject,
@@ -67,7 +68,7 @@ from federation.grants import (
 )
 from federation.identity import KEY_LIFE, USAGES, PrivateKey
 from federation.keyring import write
-from federation.objects import OrgKind, Purpose, Usage, utc_text
+from federation.objects import OrgKind, Purpose, Usage, utc_text, utc_time
 
 FETCH = 200  # events at once
 CERTIFICATE_DAYS = 365
@@ -280,6 +281,12 @@ def read_terms(data: bytes) -> Terms:
     return terms
 
 
+def _require_soon(terms: Terms, now: datetime) -> None:
+    if utc_time(terms.not_before) - now > GRANT_BEGINS:
+        what = f"the draft begins more than {GRANT_BEGINS.days} days from now"
+        raise Refused(what, todo="ask the bank for one that begins sooner")
+
+
 def sign_terms(
     terms: Terms,
     key: PrivateKey,
@@ -292,6 +299,7 @@ def sign_terms(
     assurance = certificate.unverified(SubjectCertificate).assurance
     if terms.subject != card.unverified(SubjectCard).subject:
         raise Refused("the draft is for another enterprise")
+    _require_soon(terms, now)
     grant = Grant(
         **terms.model_dump(mode="json"),
         created=utc_text(now),
@@ -312,6 +320,7 @@ def attest(home: Home, terms: Terms, now: datetime) -> BySubject:
     key = home.key(Usage.GRANT)
     if home.own().org_kind is not OrgKind.PLATFORM:
         raise Refused("only the platform attests in a subject's place", party=home.org)
+    _require_soon(terms, now)
     grant = Grant(
         **terms.model_dump(mode="json"),
         created=utc_text(now),

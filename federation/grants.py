@@ -55,6 +55,8 @@ from federation.profile import profile
 from federation.trust import CLOCK_SKEW, TrustStore
 
 GRANT_LIFE = timedelta(days=90)
+GRANT_BEGINS = timedelta(days=7)  # at the latest after it was signed
+EVENT_KEPT = GRANT_LIFE + GRANT_BEGINS  # after that an event is on no grant that still holds
 CERTIFICATE_LIFE = timedelta(days=366)
 MAX_FILE = 1 << 17
 LAST_EVENT = (1 << 31) - 1
@@ -194,6 +196,13 @@ class Grant(Terms):
     signer: KeyId
     capacity: Capacity
     assurance: Assurance
+
+    @model_validator(mode="after")
+    def _begins_soon(self) -> Self:
+        """Else a revocation could be forgotten before the grant begins."""
+        if utc_time(self.not_before) - utc_time(self.created) > GRANT_BEGINS:
+            raise ValueError(f"a grant begins at most {GRANT_BEGINS.days} days after its signature")
+        return self
 
 
 class Change(StrEnum):

@@ -14,7 +14,7 @@ from federation.consent_api import NoticeBody, NoticeEntry
 from federation.envelope import Envelope, sign
 from federation.errors import IntegrityError, NotFound, Refused, Unavailable
 from federation.grants import (
-    GRANT_LIFE,
+    EVENT_KEPT,
     MAX_LISTED,
     BySubject,
     CertificateRevocation,
@@ -46,7 +46,6 @@ EVENTS_OF_ISSUER = MAX_LISTED // 4
 REVOKED_OF_ISSUER = MAX_LISTED // 4
 NOTICES_KEPT = timedelta(days=180)
 NOTICES_PAGE = 100
-KEPT = GRANT_LIFE + timedelta(days=7)  # an event on a grant that has ended says nothing
 
 
 class Consents:
@@ -163,7 +162,9 @@ class Consents:
         with self._lock:
             now = self._now()
             with self._store.write() as session:
-                session.execute(sa.delete(GrantEventRow).where(GrantEventRow.created < now - KEPT))
+                session.execute(
+                    sa.delete(GrantEventRow).where(GrantEventRow.created < now - EVENT_KEPT)
+                )
                 events = session.scalars(sa.select(GrantEventRow.digest)).all()
                 revoked = session.scalars(sa.select(CertificateRevocationRow.certificate)).all()
                 if len(events) > MAX_LISTED or len(revoked) > MAX_LISTED:

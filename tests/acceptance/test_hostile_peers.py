@@ -38,19 +38,24 @@ from federation.enquiry import Answered
 from federation.envelope import Envelope, sign
 from federation.errors import IntegrityError, Refused, Unavailable
 from federation.grants import (
+    GRANT_BEGINS,
+    GRANT_LIFE,
     LAST_EVENT,
     BySubject,
     CertificateRevocation,
     Change,
+    Grant,
     GrantEvent,
     Language,
     NamedOrg,
+    State,
     StatusList,
     SubjectCard,
     SubjectCertificate,
     Use,
     VerifiedSubject,
     notice,
+    state_of,
     verify_by_subject,
 )
 from federation.identity import USAGES, PrivateKey, card_signers, key_id
@@ -439,6 +444,26 @@ def test_an_issuer_that_makes_itself_the_firm_s_key_does_not_use_up_the_firm_s_p
     world.firm = honest
     revoked = desk.take_event("bank-a", world.change(grant, Change.REVOKE))
     assert revoked[:32] in desk.status().unverified(StatusList).events
+
+
+def test_no_grant_outlives_the_list_of_the_words_that_revoked_it(
+    world: World, desk: ServerConsents
+) -> None:
+    """A bank drafts one that begins when the revocation is forgotten."""
+    signed = world.now - timedelta(minutes=1)
+    latest = signed + GRANT_BEGINS
+    late = {"not_before": utc_text(latest + timedelta(seconds=1))}
+    late["expires"] = utc_text(latest + timedelta(days=1))
+    with pytest.raises(Refused, match="begins more than 7 days"):
+        world.grant(**late)
+    grant = world.grant(not_before=utc_text(latest), expires=utc_text(latest + GRANT_LIFE))
+    plain = grant.signed.unverified(Grant).model_dump(mode="json")
+    with pytest.raises(ValidationError, match="begins at most"):  # nor with a program of one's own
+        Grant.model_validate(plain | late)
+    desk.take_event("bank-a", world.change(grant, Change.REVOKE))
+    world.now = latest + GRANT_LIFE
+    assert len(desk.status().unverified(StatusList).events) == 1
+    assert state_of(grant.signed.unverified(Grant), [], world.now) is State.EXPIRED
 
 
 def test_the_platform_takes_the_firm_s_own_word_after_the_same_words_of_another(
