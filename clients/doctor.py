@@ -230,7 +230,10 @@ def _coordinator(home: Home) -> Iterator[Finding]:
                 state = State.OK if ok else State.FAILED
                 yield Finding("card", state, f"the coordinator has {text}", todo)
     except LianmoError as error:
-        yield Finding("coordinator", State.FAILED, f"{error.party} {error.what}", _todo(error))
+        todo = _todo(error)
+        if home.own().org_kind is OrgKind.PLATFORM:
+            todo = "start it with `lianmo coordinator start`, or see its log"
+        yield Finding("coordinator", State.FAILED, f"{error.party} {error.what}", todo)
 
 
 def _clock(date: str, now: datetime) -> Finding:

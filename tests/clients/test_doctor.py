@@ -54,6 +54,22 @@ def test_a_home_alone_in_the_world_is_told_what_it_lacks(home: Home) -> None:
     assert {k: v for k, v in after.items() if k.name != "node.lock"} == before
 
 
+def test_a_platform_is_not_sent_to_itself(tmp_path: Path) -> None:
+    platform = Home.create(
+        tmp_path / "platform",
+        org="platform",
+        kind="platform",
+        name="Platform",
+        uscc=CODES[0],
+        region="厦门",
+        coordinator_url="https://127.0.0.1:1",
+        hosts=("127.0.0.1",),
+    )
+    found = next(i for i in examine(platform, datetime.now(UTC)) if i.check == "coordinator")
+    assert found.state is State.FAILED
+    assert "`lianmo coordinator start`" in found.todo
+
+
 def test_a_key_file_that_others_may_read_is_found(home: Home) -> None:
     (home.path / "keys" / "run.pem").chmod(0o644)
     assert findings(home)["files"] is State.FAILED
