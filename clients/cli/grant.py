@@ -38,6 +38,7 @@ PURPOSES = "credit-decision, post-loan-monitoring or credit-model-training."
 GrantId = Annotated[str, typer.Argument(metavar="GRANT", help="Its digest, or the beginning.")]
 OutFile = Annotated[Path, typer.Option(help="The file to write.")]
 MAX_FILE = 1 << 18
+NO_VALUE = {"score": "part of a score", "watch": "watch begun"}  # what their first answer means
 
 
 # --- the bank -------------------------------------------------------------------------------------
@@ -447,9 +448,9 @@ def sync(as_json: JsonFlag = False) -> None:
 
 
 def _of_use(use: Use, name: str) -> str:
-    """A cell of the history; a part of a score is no value that the bank has seen."""
-    if name == "result" and use.channel == "score" and use.result == "value":
-        return "part of a score"
+    """A cell of the history; of a score or a watch no value went to the bank."""
+    if name == "result" and use.result == "value" and use.channel in NO_VALUE:
+        return NO_VALUE[use.channel]
     return str(getattr(use, name) or "-")
 
 

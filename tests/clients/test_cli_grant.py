@@ -11,6 +11,7 @@ import pytest
 
 from clients import grants
 from clients.cli import main
+from clients.cli.grant import _of_use
 from clients.consent import Consents
 from clients.home import Home
 from clients.store import opened
@@ -18,7 +19,7 @@ from clients.verifier import beyond
 from federation.catalogue import Assurance, Question
 from federation.consent_api import NoticeEntry, Notices
 from federation.errors import Conflict, Refused
-from federation.grants import BySubject, Change, State, heard, state_of
+from federation.grants import BySubject, Change, Channel, State, Use, heard, state_of
 from federation.objects import Usage
 from tests.acceptance.consent import FIRM, NOW, Firm, World
 
@@ -113,6 +114,21 @@ def test_a_firm_hears_who_tells_of_uses_without_being_trusted(world: World, firm
         firm.trust_card(world.homes["tax"].card())
         found = grants.history(firm, store, box, world.now)  # type: ignore[arg-type] # a mailbox is all it needs
         assert (found.fresh, found.strangers) == (1, ())
+
+
+@pytest.mark.parametrize(
+    ("channel", "result", "told"),
+    [
+        (Channel.QUERY, "value", "value"),
+        (Channel.SCORE, "value", "part of a score"),
+        (Channel.WATCH, "value", "watch begun"),
+        (Channel.WATCH, "alert", "alert"),
+    ],
+)
+def test_a_history_says_value_only_where_the_bank_got_one(
+    channel: Channel, result: str, told: str
+) -> None:
+    assert _of_use(Use.model_construct(channel=channel, result=result), "result") == told
 
 
 def test_a_pause_that_nobody_got_says_so(
