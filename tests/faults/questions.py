@@ -67,6 +67,7 @@ KINDS: dict[str, tuple[tuple[str, ...], int]] = {
     "none": ((PLATFORM,), 1),
     "kill": ((*NODES, PLATFORM, COSIGNER), 6),
     "kill-live": (NODES, 4),
+    "outlive": (NODES, 2),  # its node, while the next one starts
     "pause": ((*NODES, PLATFORM, COSIGNER), 2),
     "pause-live": (NODES, 3),
     "cut": (NODES, 3),
@@ -220,6 +221,14 @@ class Campaign:
         elif plan.kind == "kill-live":
             if (pid := world.live(victim)) is not None:
                 os.kill(pid, signal.SIGKILL)
+        elif plan.kind == "outlive" and (pid := world.live(victim)) is not None:
+            os.kill(pid, signal.SIGSTOP)
+            world.kill(victim)
+            with ThreadPoolExecutor(1) as pool:
+                started = pool.submit(world.begin_again, victim)
+                time.sleep(plan.lasts_s)
+                os.kill(pid, signal.SIGCONT)
+                started.result()
         elif plan.kind in ("pause", "pause-live"):
             live = world.live(victim) if victim in NODES else None
             for pid in [live] if plan.kind == "pause-live" and live else world.family(victim):
