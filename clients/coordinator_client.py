@@ -336,7 +336,9 @@ class CoordinatorClient:
 
     def _require_pinned(self, response: httpx.Response) -> None:
         stream: Any = response.extensions["network_stream"]
-        shown = stream.get_extra_info("ssl_object").getpeercert(True)
+        if (tls := stream.get_extra_info("ssl_object")) is None:
+            raise httpx.ReadError("closed before its certificate was looked at")
+        shown = tls.getpeercert(True)
         card = self._home.trust().card(self.platform)  # just now: it may have renewed its keys
         if shown != certificates.der(card.tls_certificate):
             todo = "if it has renewed its certificate, trust its new card"

@@ -14,6 +14,7 @@ import logging
 import os
 import queue
 import resource
+import select
 import subprocess
 import sys
 import threading
@@ -426,7 +427,8 @@ def main() -> int:
             serve(Home.open(), _say_so, _until_end)
         except Unavailable as error:  # the coordinator's card, say, is not there yet
             log.warning("not serving yet", extra={"reason": str(error)})
-            time.sleep(AGAIN_S[1])
+            if _is_over(AGAIN_S[1]):
+                return 0
             continue
         except LianmoError as error:
             log.error("not serving", extra={"reason": str(error)})
@@ -437,6 +439,12 @@ def main() -> int:
 def _say_so() -> None:
     sys.stdout.write("serves\n")
     sys.stdout.flush()
+
+
+def _is_over(wait_s: float) -> bool:
+    """Whether the node ends within so long. Who served after it would take the place, and the
+    socket, of the process beside the next one."""
+    return bool(select.select([sys.stdin], [], [], wait_s)[0])
 
 
 def _until_end() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from clients import live
 from clients.live import BATCHES_OUT, RECEIPTS_WAITING, AnswerLine, ReceiptLine, Repeated
 from clients.verification import Parcel
 from federation import sealing
@@ -142,6 +146,31 @@ def test_who_ends_hands_in_what_it_has_answered_and_begins_nothing_more() -> Non
     thread.join(10)
     assert not thread.is_alive()
     assert provider.seen == [QUESTION]
+
+
+def test_who_cannot_serve_yet_ends_with_its_node_and_never_serves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The disk was full, the node killed: by now another one may run in the home."""
+    tried = []
+
+    def serve(home: object, *_: object) -> None:
+        tried.append(home)
+        raise Unavailable("its disk is full")
+
+    ours, nodes = os.pipe()
+    monkeypatch.setattr(live, "serve", serve)
+    monkeypatch.setattr(live, "AGAIN_S", (0.1, 0.1))
+    monkeypatch.setattr(live.Home, "open", lambda: "a home")
+    monkeypatch.setattr(live.logs, "configure", lambda: None)
+    with open(ours) as stdin, ThreadPoolExecutor(1) as pool:  # noqa: PTH123 - a pipe has no path
+        monkeypatch.setattr(sys, "stdin", stdin)
+        ended = pool.submit(live.main)
+        while len(tried) < 2:
+            assert not ended.done()
+            time.sleep(0.01)
+        os.close(nodes)
+        assert ended.result(10) == 0
 
 
 def test_answers_that_nobody_takes_are_lost_alone(caplog: pytest.LogCaptureFixture) -> None:
