@@ -9,18 +9,20 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from clients.audit import AuditLog
 from clients.home import Home
 from clients.store import Store, WatchRow
+from clients.verification import Parcel
 from clients.watching import KEPT, end_watch
 from federation import sealing
 from federation.audit import Action, Check, Reason, Result
 from federation.envelope import parse, sign
 from federation.errors import LianmoError, NotFound
 from federation.objects import Usage, utc_text
+from federation.trust import TrustStore
 from federation.watch import EndReply, WatchEnd, WatchEnded, WatchRequest, check_end
 
 log = logging.getLogger("lianmo.watch")
@@ -33,9 +35,26 @@ class Endings:
         self._home, self._store, self._now = home, store, now
         self._audit = AuditLog(home, store)
 
-    def answer(self, sender: str, content: bytes) -> bytes:
-        """The sealed word on what a sender's frame held; empty where nobody can read it."""
+    def answer(self, parcels: Sequence[Parcel]) -> list[bytes]:
+        """The sealed words on frames that were opened; empty where nobody can read one.
+
+        All in one transaction: an end is cheap to write, and whoever sends many must not make the
+        questions beside them wait for as many disks.
+        """
         now, trust = self._now(), self._home.trust()
+        with self._audit.together(now):
+            entered = [
+                self._enter(item.sender, item.content or b"", trust, now) for item in parcels
+            ]
+        return [
+            self._sealed(item.sender, *end, trust, now)
+            for item, end in zip(parcels, entered, strict=True)
+        ]
+
+    def _enter(
+        self, sender: str, content: bytes, trust: TrustStore, now: datetime
+    ) -> tuple[str, int | None]:
+        """The end's digest, and the entry that it has in the log; None if it counts for nothing."""
         digest, seq = hashlib.sha256(content).hexdigest(), None
         try:
             end = check_end(content, sender, self._home.org, trust, now)
@@ -53,6 +72,11 @@ class Endings:
                 check=Check.PARTIES if isinstance(error, NotFound) else Check.VERIFIER,
                 reason=Reason.of(error),
             )
+        return digest, seq
+
+    def _sealed(
+        self, sender: str, digest: str, seq: int | None, trust: TrustStore, now: datetime
+    ) -> bytes:
         if sender not in trust or not (keys := trust.card(sender).of_usage(Usage.ENCRYPT)):
             return b""
         said = WatchEnded(

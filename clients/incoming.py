@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from clients.ending import Endings
 from clients.home import Home
@@ -42,33 +42,24 @@ class Incoming:
     def answer(self, parcels: Sequence[Parcel]) -> list[bytes]:
         """The replies in the order of the frames, empty where there is none."""
         replies = [b""] * len(parcels)
-        questions: dict[int, Parcel] = {}
+        questions, ends = dict[int, Parcel](), dict[int, Parcel]()
         for place, parcel in enumerate(map(self._opened, parcels)):
-            try:
-                aside = self._aside(parcel, parcel.content or b"")
-            except LianmoError as error:
-                log.warning("frame not answered", extra={"reason": error.what})
-            except Exception:
-                # one frame must not take the answers to all others with it
-                log.exception("frame not answered")
+            content = parcel.content or b""
+            if self._watcher is not None and is_alert(content):
+                replies[place] = _one_by_one(self._watcher.answer, [parcel])[0]
+            elif self._endings is not None and is_end(content):
+                ends[place] = parcel
             else:
-                if aside is None:
-                    questions[place] = parcel
-                else:
-                    replies[place] = aside
+                questions[place] = parcel
+        if self._endings is not None and ends:
+            answers = _aside(self._endings.answer, list(ends.values()))
+            for place, answer in zip(ends, answers, strict=True):
+                replies[place] = answer
         if self._provider is not None and questions:
             answers = self._provider.answer(list(questions.values()))
             for place, answer in zip(questions, answers, strict=True):
                 replies[place] = answer
         return replies
-
-    def _aside(self, parcel: Parcel, content: bytes) -> bytes | None:
-        """The reply to an alert or an end; None for everything else, which is the provider's."""
-        if self._watcher is not None and is_alert(content):
-            return self._watcher.answer([parcel])[0]
-        if self._endings is not None and is_end(content):
-            return self._endings.answer(parcel.sender, content)
-        return None
 
     def _opened(self, parcel: Parcel) -> Parcel:
         """With what was sealed; as it is where it does not open: refused like any question."""
@@ -82,3 +73,31 @@ class Incoming:
         except IntegrityError:
             return parcel
         return dataclasses.replace(parcel, content=content)
+
+
+Answer = Callable[[Sequence[Parcel]], list[bytes]]
+
+
+def _aside(answer: Answer, parcels: Sequence[Parcel]) -> list[bytes]:
+    """Replies to frames that are no questions: together, or where that fails each by itself."""
+    try:
+        return answer(parcels)
+    except LianmoError as error:
+        log.warning("frames not answered together", extra={"reason": error.what})
+    except Exception:
+        # one frame must not take the answers to all others with it
+        log.exception("frames not answered together")
+    return _one_by_one(answer, parcels)
+
+
+def _one_by_one(answer: Answer, parcels: Sequence[Parcel]) -> list[bytes]:
+    replies = [b""] * len(parcels)
+    for place, parcel in enumerate(parcels):
+        try:
+            replies[place] = answer([parcel])[0]
+        except LianmoError as error:
+            log.warning("frame not answered", extra={"reason": error.what})
+        except Exception:
+            # as above
+            log.exception("frame not answered")
+    return replies

@@ -11,7 +11,9 @@ import pytest
 from sqlalchemy import select
 
 from clients.audit import AuditLog
+from clients.ending import Endings
 from clients.store import AlertRow, WatchRow
+from clients.verification import Parcel
 from clients.watcher import UNANSWERED, UNCONFIRMED, Watcher
 from clients.watching import REMOVED
 from federation import sealing
@@ -349,6 +351,59 @@ def test_no_such_watch_is_believed_once_the_sign_up_cannot_be_on_its_way(world: 
     assert world.watcher.tell_ends() == 1
     found = world.watcher.get(watched.digest)
     assert (found.is_told, found.end_receipt) == (True, None)
+
+
+def test_many_ends_cost_the_questions_beside_them_one_write(
+    world: WatchWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched, writes = [world.watch() for _ in range(3)], []
+    write = AuditLog._write
+
+    def counted(log: AuditLog, note: str) -> None:
+        writes.append(note)
+        write(log, note)
+
+    incoming, bank = world.incoming["power"], world.homes[BANK]
+    named = [*(item.digest for item in watched), *(f"{number:064x}" for number in range(9))]
+    parcels = []
+    for name in named:
+        notice = EndNotice(end=sign(end_of(world, name), bank.key(Usage.REQUEST)))
+        recipient = world.homes["power"].key(Usage.ENCRYPT).spki
+        sealed = sealing.seal(sealing.ASK, notice.to_bytes(), sender=BANK, recipient=recipient)
+        parcels.append(Parcel(BANK, sealed))
+    monkeypatch.setattr(AuditLog, "_write", counted)
+    replies = incoming.answer(parcels)
+    assert len(writes) == 1
+    key = bank.key(Usage.ENCRYPT)
+    told = [
+        EndReply.from_bytes(sealing.unseal(sealing.ANSWER, reply, sender="power", key=key))
+        for reply in replies
+    ]
+    assert [reply.receipt is not None for reply in told] == [True] * 3 + [False] * 9
+    assert [world.ended(item) for item in watched] == [REMOVED] * 3
+
+
+def test_an_end_that_fails_takes_no_other_with_it(
+    world: WatchWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched, other = world.watch(), world.watch()
+    bank, require = world.homes[BANK], Endings._require_kept
+
+    def fails(endings: Endings, end: WatchEnd) -> None:
+        if end.watch == other.digest:
+            raise RuntimeError("a bug")
+        require(endings, end)
+
+    monkeypatch.setattr(Endings, "_require_kept", fails)
+    parcels = []
+    for name in (other.digest, watched.digest):
+        notice = EndNotice(end=sign(end_of(world, name), bank.key(Usage.REQUEST)))
+        recipient = world.homes["power"].key(Usage.ENCRYPT).spki
+        sealed = sealing.seal(sealing.ASK, notice.to_bytes(), sender=BANK, recipient=recipient)
+        parcels.append(Parcel(BANK, sealed))
+    replies = world.incoming["power"].answer(parcels)
+    assert [bool(reply) for reply in replies] == [False, True]
+    assert (world.ended(other), world.ended(watched)) == (None, REMOVED)
 
 
 def test_an_end_looks_like_a_question_and_its_answer_like_one(world: WatchWorld) -> None:
