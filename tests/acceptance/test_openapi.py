@@ -130,6 +130,8 @@ def test_a54_nothing_sent_to_any_route_is_an_internal_error(
             is_problem(response)
 
     hold()
+    if verb == "post" and "{" not in path:  # drawn nearly always, and not always
+        met |= {served.client.post(path, json=body).status_code for body in served.bodies(path)}
     assert met & {200, 201}  # what only a schema refuses would tell nothing of the code behind it
 
 
