@@ -10,14 +10,13 @@ Every answer that is not 2xx is an RFC 9457 problem without value, path, SQL or 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import hmac
 import logging
 import secrets
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,7 +24,6 @@ from typing import Annotated, Any, Literal
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, Header, Query
 from pydantic import Field
-from sqlalchemy import delete, update
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -34,8 +32,9 @@ from clients import grants, score_api, watch_api
 from clients.consent import Consents
 from clients.gate import Gate
 from clients.home import Home
+from clients.idempotency import IdempotencyKey, Once
 from clients.scorer import Scorer
-from clients.store import IdempotencyRow, Store
+from clients.store import Store
 from clients.verification_settings import VerificationSettings
 from clients.verifier import Carrier, Enquiry, Verifier, Wanted, plain
 from clients.watcher import Watcher
@@ -43,7 +42,7 @@ from federation.api import PROBLEM_TYPE, Body, Page, Problem, from_cursor, probl
 from federation.catalogue import Period, Question
 from federation.enquiry import Answered, Comparison
 from federation.errors import LianmoError, Refused, Unavailable
-from federation.grants import GRANT_LIFE, Channel, State
+from federation.grants import Channel, State
 from federation.keyring import SECRET_MODE, require_mode, write_once
 from federation.objects import (
     Digest,
@@ -63,7 +62,6 @@ log = logging.getLogger("lianmo.api")
 
 MAX_BODY = 256 << 10
 MAX_BATCH = 100
-KEY_LIFE = GRANT_LIFE + timedelta(days=7)  # then no grant is in force that it could cost a use of
 TOKEN_LEAST = 32  # characters
 SOCKET_PATH_MAX = 100  # bytes; Linux takes 107
 HEADERS = (
@@ -157,10 +155,6 @@ class HealthEntry(Body):
     time: Time
 
 
-IdempotencyKey = Annotated[
-    str,
-    Header(alias="Idempotency-Key", pattern=r"^[A-Za-z0-9_-]{16,64}$"),
-]
 Limit = Annotated[int, Query(ge=1, le=200)]
 Cursor = Annotated[str | None, Query(max_length=64)]
 PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -270,88 +264,6 @@ def _grants(home: Home, store: Store, now: datetime) -> Iterator[GrantEntry]:
             providers=grant.providers,
         )
 
-
-# --- one effect for one key -----------------------------------------------------------------------
-
-
-class Once:
-    """Keeps what became of a POST under its key."""
-
-    def __init__(self, org: str, store: Store, now: Callable[[], datetime]) -> None:
-        """org: whose API it is."""
-        self.org, self._store, self._now = org, store, now
-        self._interrupted = problem_of(_INTERRUPTED, org).model_dump_json().encode()
-        self._lost = set[str]()  # keys of which the disk did not take what became of them
-        self._end_interrupted()
-
-    def serve(
-        self, path: str, key: str, body: Body, effect: Callable[[], tuple[int, Body]]
-    ) -> Response:
-        """Do it, or give the answer that the same request had."""
-        content = f"{path}\0{body.model_dump_json()}".encode()
-        fingerprint = hashlib.sha256(content).hexdigest()
-        if (known := self._claim(key, fingerprint)) is not None:
-            return known
-        try:
-            status, answer = effect()
-            kind, data = "application/json", answer.model_dump_json().encode()
-        except LianmoError as error:
-            problem = problem_of(error, self.org)
-            status, kind, data = problem.status, PROBLEM_TYPE, problem.model_dump_json().encode()
-        except BaseException:
-            self._settle(key, 503, PROBLEM_TYPE, self._interrupted)
-            raise
-        return self._settle(key, status, kind, data)
-
-    def _claim(self, key: str, fingerprint: str) -> Response | None:
-        now = self._now()
-        with self._store.writing(IdempotencyRow) as session:
-            old = utc_text(now - KEY_LIFE)
-            session.execute(delete(IdempotencyRow).where(IdempotencyRow.created < old))
-            row = session.get(IdempotencyRow, key)
-            if row is None:
-                row = IdempotencyRow(
-                    key=key, fingerprint=fingerprint, content_type="", created=utc_text(now)
-                )
-                session.add(row)
-                return None
-            if row.fingerprint != fingerprint:
-                return plain_problem(422, "this Idempotency-Key was used for another request")
-            if row.status is None and key in self._lost:  # as after a crash
-                row.status, row.content_type, row.body = 503, PROBLEM_TYPE, self._interrupted
-            if row.status is None:
-                return plain_problem(409, "the first request with this Idempotency-Key is served")
-            return Response(row.body, row.status, media_type=row.content_type)
-
-    def _settle(self, key: str, status: int, kind: str, data: bytes) -> Response:
-        """Keep what became of it; the answer to give, which is the one that is kept."""
-        try:
-            with self._store.writing(IdempotencyRow) as session:
-                row = session.get(IdempotencyRow, key)
-                # a process that began while this one ended has called it interrupted, and said so
-                if row is not None and row.status is not None:
-                    return Response(row.body, row.status, media_type=row.content_type)
-                if row is not None:
-                    row.status, row.content_type, row.body = status, kind, data
-        except LianmoError:
-            self._lost.add(key)
-            raise
-        return Response(data, status, media_type=kind)
-
-    def _end_interrupted(self) -> None:
-        """What a crash cut off: whether the question was answered, nobody here knows."""
-        with self._store.writing(IdempotencyRow) as session:
-            session.execute(
-                update(IdempotencyRow)
-                .where(IdempotencyRow.status.is_(None))
-                .values(status=503, content_type=PROBLEM_TYPE, body=self._interrupted)
-            )
-
-
-_INTERRUPTED = Unavailable(
-    "interrupted while it was served: the question may have cost a use",
-    todo="look for it in GET /v1/verifications, then ask again with a new key",
-)
 
 # --- the door -------------------------------------------------------------------------------------
 

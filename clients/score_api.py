@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Query
 from pydantic import Field
 from starlette.responses import Response
 
+from clients.idempotency import IdempotencyKey, Once
 from clients.scorer import Scored, Scorer, Wanted, plain
 from federation.api import Body, Page, Problem, problem_of
 from federation.errors import LianmoError
 from federation.objects import Date, Digest, DigestBegin, FieldName, Name, ObjectName, Time, Uscc
 from federation.scoring import ScoreReason, ScoreSource
 
-if TYPE_CHECKING:
-    from clients.local_api import Once
-
 MAX_BATCH = 100
-# here and not inside of `add`: FastAPI looks annotations up among the module's names
-IdempotencyKey = Annotated[str, Header(alias="Idempotency-Key", pattern=r"^[A-Za-z0-9_-]{16,64}$")]
 
 
 class ScoreBody(Body):

@@ -6,12 +6,13 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Query
 from pydantic import Field
 from starlette.responses import Response
 
+from clients.idempotency import IdempotencyKey, Once
 from clients.watcher import Told, Wanted, Watched, Watcher, plain_watch
 from federation.api import Body, Page
 from federation.catalogue import Period, Question
@@ -29,12 +30,7 @@ from federation.objects import (
 )
 from federation.watch import DEBOUNCE_MAX_S, Severity
 
-if TYPE_CHECKING:
-    from clients.local_api import Once
-
 ALERTS_SHOWN = 200  # with their watch; `GET /v1/alerts` has the others
-# here and not inside of `add`: FastAPI looks annotations up among the module's names
-IdempotencyKey = Annotated[str, Header(alias="Idempotency-Key", pattern=r"^[A-Za-z0-9_-]{16,64}$")]
 Id = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Cursor = Annotated[str | None, Query(max_length=160)]
 Limit = Annotated[int, Query(ge=1, le=200)]
