@@ -132,7 +132,8 @@ class Node:
         self._home, self._node_id, self._train, self._rounds = home, node_id, train, rounds
         self._workers = max(workers, 2)
         self._stopped = threading.Event()
-        self.reached = threading.Event()  # the coordinator has answered a first pull
+        # the coordinator knows this node: by a heartbeat, as it may hold a pull for 10 s
+        self.reached = threading.Event()
         self._runs: dict[int, _Run] = {}
         self._node = NodeId(node_id=node_id)
         self._client = self._connect()
@@ -176,7 +177,6 @@ class Node:
                 continue
             except InterruptedError:
                 return
-            self.reached.set()
             if not response.messages_list or self._stopped.is_set():
                 free.release()
                 self._stopped.wait(IDLE_S)
@@ -222,7 +222,8 @@ class Node:
         request = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_S)
         while True:
             try:
-                self._call(self._client.SendNodeHeartbeat, request)
+                if self._call(self._client.SendNodeHeartbeat, request).success:
+                    self.reached.set()
             except httpx.HTTPStatusError as error:
                 # our key is not admitted, or a clock is wrong; both are for a person to mend
                 log.error("heartbeat refused", extra={"status": error.response.status_code})

@@ -310,7 +310,7 @@ def _when_ready(
     ready: Callable[[str], None],
     warm: bool,
 ) -> None:
-    """Say that the node is ready, after its first pull; then what may be slow."""
+    """Say that the node is ready, once the coordinator knows it; then what may be slow."""
     while not node.reached.wait(0.5):
         if here.stopped.is_set():
             return
