@@ -162,9 +162,10 @@ def _watches(store: Store, times: _Times, now: datetime, gone: set[str]) -> Iter
 
 def _forget_replies(store: Store, now: datetime) -> bool:
     """Whether there were any. The key stays, so that no question is put twice under it
-    (clients/local_api.py)."""
+    (clients/idempotency.py); what it was used for goes, too: a digest confirms a guess."""
     old = IdempotencyRow.created <= utc_text(now - LEAST), IdempotencyRow.status != _GONE.status
     gone = {
+        "fingerprint": "",
         "status": _GONE.status,
         "content_type": PROBLEM_TYPE,
         "body": _GONE.model_dump_json().encode(),

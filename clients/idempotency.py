@@ -71,7 +71,7 @@ class Once:
                 )
                 session.add(row)
                 return None
-            if row.fingerprint != fingerprint:
+            if row.fingerprint not in ("", fingerprint):  # "": forgotten with its answer
                 return plain_problem(422, "this Idempotency-Key was used for another request")
             if row.status is None and key in self._lost:  # as after a crash
                 row.status, row.content_type, row.body = 503, PROBLEM_TYPE, self._interrupted

@@ -16,7 +16,7 @@ from clients.audit import AuditLog
 from clients.forgetting import forget_old
 from clients.local_api import create_app
 from clients.scorer import Wanted
-from clients.store import AlertRow, Base, ScoreRow, WatchRow
+from clients.store import AlertRow, Base, IdempotencyRow, ScoreRow, WatchRow
 from federation.audit import Action
 from federation.catalogue import Assurance
 from federation.errors import NotFound, Unavailable
@@ -178,6 +178,9 @@ def test_the_api_does_not_give_a_forgotten_answer_again_and_asks_nobody(world: W
     passed(world, hours=23)
     forget(world)
     assert post().json() == first.json()
+    with world.stores[BANK].reading() as session:
+        fingerprint = session.scalars(select(IdempotencyRow.fingerprint)).one().encode()
+    assert fingerprint in bytes_of(world)
     passed(world, hours=1)
     forget(world)
     asked = len(world.frames)
@@ -188,3 +191,4 @@ def test_the_api_does_not_give_a_forgotten_answer_again_and_asks_nobody(world: W
     assert len(world.frames) == asked
     # nor is it in the journal, though nothing else was to be forgotten
     assert first.content[:60] not in bytes_of(world)
+    assert fingerprint not in bytes_of(world)  # which would confirm a guess at what was asked
