@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import Select, or_, select
+from sqlalchemy import Select, func, or_, select
 
 from clients import grants
 from clients.completing import due_from
@@ -344,6 +344,11 @@ class Watcher:
         if wanted:
             with self._store.writing(AlertRow) as session:
                 if session.get(AlertRow, alert.digest()) is None:
+                    # each costs a use there, as the sign-up did: an owner of more tells no events
+                    query = select(func.count()).where(AlertRow.watch == alert.watch)
+                    uses = 1 + (session.scalar(query) or 0)
+                    if uses >= Consents(self._store).get(alert.grant).grant.max_uses:
+                        raise Refused("more alerts than the grant has uses", party=alert.org)
                     row = AlertRow(
                         digest=alert.digest(),
                         watch=alert.watch,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from sqlalchemy import select
 
 from clients import datasets
 from clients.audit import AuditLog
+from clients.consent import Debits
 from clients.forgetting import forget_old
 from clients.gate import Gate
 from clients.home import Home
@@ -282,6 +285,21 @@ def test_an_alert_with_the_entry_of_its_withholding_is_not_taken(
     sealed = sealing.seal(sealing.ASK, notice.to_bytes(), sender="power", recipient=recipient)
     assert world.taker().answer([Parcel("power", sealed)]) == [b""]
     assert world.watcher.alerts(watched.digest) == []
+
+
+def test_an_owner_sends_no_more_alerts_than_the_grant_has_uses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one that lies fills a bank's store and its people's day."""
+    liar = Running(tmp_path, "scorecard")
+    with closing(liar):
+        watched = liar.watch(liar.watch_grant(max_uses=3))  # signing up is one
+        monkeypatch.setattr(Debits, "uses", lambda *_: (0, None))
+        monkeypatch.setattr(Debits, "use", lambda *_: 1)
+        for _ in range(4):
+            liar.months(2)
+            liar.months(0)
+        assert len(liar.watcher.alerts(watched.digest)) == 2
 
 
 @pytest.mark.parametrize("said", [{"severity": "critical"}, {"rule": "court-order"}])
