@@ -15,6 +15,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import secrets
 import socket
 import statistics
 import tempfile
@@ -106,7 +107,11 @@ def _post(home: Path, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     try:
         connection.sock.connect(str(home / "api.sock"))
         token = (home / "api.token").read_text()
-        headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
+        headers = {
+            "authorization": f"Bearer {token}",
+            "content-type": "application/json",
+            "idempotency-key": secrets.token_hex(16),
+        }
         connection.request("POST", "/v1/scores", json.dumps(body), headers)
         response = connection.getresponse()
         return response.status, json.loads(response.read())
